@@ -1,0 +1,113 @@
+//! Which rules match a packet: every field yields the set of rules it satisfies, and their intersection is
+//! the set of candidates. The cost does not depend on how many rules there are.
+
+use crate::{
+    abi::{Direction, Setup},
+    packet::{Addresses, Headers, Ports},
+};
+
+/// One end of a packet, seen from the host whose interface it passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum End {
+    /// The other host.
+    Remote,
+    /// This host.
+    Local,
+}
+
+/// The rule tables that do not depend on the address family. A key that is not there yields no rules.
+pub trait Tables: AddressTables<u32> + AddressTables<[u32; 4]> {
+    /// Rules that name this protocol.
+    fn protocol(&self, protocol: u8) -> u64;
+    /// Rules that name this port.
+    fn port(&self, end: End, port: u16) -> u64;
+}
+
+/// The rule tables of one address family.
+pub trait AddressTables<A> {
+    /// The family's bits in [`Setup::tables`], for `end`: whole addresses, prefixes.
+    fn bits(end: End) -> (u32, u32);
+    /// Rules that name this whole address.
+    fn address(&self, end: End, address: &A) -> u64;
+    /// Rules that name a prefix of this address. Only the longest is found, so its entry holds the rules of
+    /// all the shorter ones around it as well.
+    fn prefix(&self, end: End, address: &A) -> u64;
+}
+
+/// The rules that match a packet with these headers, going this way.
+///
+/// Dimensions nobody asks about are not looked up, and nothing more is once no rule is left.
+#[inline(always)]
+#[must_use]
+pub fn classify(headers: &Headers, direction: Direction, setup: &Setup, tables: &impl Tables) -> u64 {
+    let mut rules = setup.direction[direction as usize];
+    if setup.any_protocol != u64::MAX {
+        rules &= setup.any_protocol | headers.protocol.map_or(0, |protocol| tables.protocol(protocol));
+    }
+    if setup.any_remote_port & setup.any_local_port != u64::MAX && rules != 0 {
+        rules &= by_ports(headers.ports, direction, setup, tables);
+    }
+    if setup.any_remote & setup.any_local != u64::MAX && rules != 0 {
+        rules &= match headers.addresses {
+            Addresses::None => setup.any_remote & setup.any_local,
+            Addresses::V4 { source, destination } => {
+                by_addresses(&source, &destination, direction, setup, tables)
+            }
+            Addresses::V6 { source, destination } => {
+                by_addresses(&source, &destination, direction, setup, tables)
+            }
+        };
+    }
+    rules
+}
+
+/// Source and destination as remote and local end.
+#[inline(always)]
+fn ends<T>(direction: Direction, source: T, destination: T) -> (T, T) {
+    match direction {
+        Direction::In => (source, destination),
+        Direction::Out => (destination, source),
+    }
+}
+
+#[inline(always)]
+fn by_ports(ports: Option<Ports>, direction: Direction, setup: &Setup, tables: &impl Tables) -> u64 {
+    let Some(Ports { source, destination }) = ports else {
+        return setup.any_remote_port & setup.any_local_port;
+    };
+    let (remote, local) = ends(direction, source, destination);
+    let mut rules = u64::MAX;
+    if setup.any_remote_port != u64::MAX {
+        rules &= setup.any_remote_port | tables.port(End::Remote, remote);
+    }
+    if setup.any_local_port != u64::MAX {
+        rules &= setup.any_local_port | tables.port(End::Local, local);
+    }
+    rules
+}
+
+#[inline(always)]
+fn by_addresses<A, T: AddressTables<A>>(
+    source: &A,
+    destination: &A,
+    direction: Direction,
+    setup: &Setup,
+    tables: &T,
+) -> u64 {
+    let (remote, local) = ends(direction, source, destination);
+    by_address(End::Remote, remote, setup.any_remote, setup, tables)
+        & by_address(End::Local, local, setup.any_local, setup, tables)
+}
+
+#[inline(always)]
+fn by_address<A, T: AddressTables<A>>(end: End, address: &A, any: u64, setup: &Setup, tables: &T) -> u64 {
+    let (whole, prefix) = T::bits(end);
+    let mut rules = any;
+    if setup.tables & whole != 0 {
+        rules |= tables.address(end, address);
+    }
+    if setup.tables & prefix != 0 {
+        rules |= tables.prefix(end, address);
+    }
+    rules
+}

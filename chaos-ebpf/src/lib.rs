@@ -1,0 +1,12 @@
+//! What the programs in the kernel and the owner in user space agree on, and the decisions the programs make.
+//!
+//! Everything here is `no_std`, free of helpers and maps, and tested on the host: [`abi`] holds the shared
+//! types and names, [`packet`] finds the headers, [`classify`](mod@classify) finds the rules that match, and
+//! [`decide`] says whether a rule fires.
+
+#![cfg_attr(not(test), no_std)]
+
+pub mod abi;
+pub mod classify;
+pub mod decide;
+pub mod packet;

@@ -1,0 +1,127 @@
+//! The maps, and the look-ups in them. The owner sizes a map that nothing uses down to one entry.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
+};
+use chaos_ebpf::{
+    abi::{Control, DIRECTIONS, HookState, MAX_RULES, Rule, RuleState, table},
+    classify::{AddressTables, End, Tables},
+};
+
+/// Look-up with preallocated entries would cost memory for the largest table there can be.
+const NO_PREALLOC: u32 = 1;
+
+#[map]
+pub static FL_CONTROL: Array<Control> = Array::with_max_entries(1, 0);
+#[map]
+pub static FL_RULES: Array<Rule> = Array::with_max_entries(MAX_RULES as u32, 0);
+#[map]
+pub static FL_STATE: PerCpuArray<RuleState> = PerCpuArray::with_max_entries(MAX_RULES as u32, 0);
+#[map]
+pub static FL_HOOKS: PerCpuArray<HookState> = PerCpuArray::with_max_entries(DIRECTIONS as u32, 0);
+#[map]
+pub static FL_SEQUENCE: Array<u64> = Array::with_max_entries(MAX_RULES as u32, 0);
+#[map]
+static FL_PROTOCOL: Array<u64> = Array::with_max_entries(256, 0);
+#[map]
+static FL_REMOTE_PORT: Array<u64> = Array::with_max_entries(65536, 0);
+#[map]
+static FL_LOCAL_PORT: Array<u64> = Array::with_max_entries(65536, 0);
+#[map]
+static FL_REMOTE4: HashMap<u32, u64> = HashMap::with_max_entries(65536, 0);
+#[map]
+static FL_REMOTE4_NET: LpmTrie<u32, u64> = LpmTrie::with_max_entries(65536, NO_PREALLOC);
+#[map]
+static FL_REMOTE6: HashMap<[u32; 4], u64> = HashMap::with_max_entries(65536, 0);
+#[map]
+static FL_REMOTE6_NET: LpmTrie<[u32; 4], u64> = LpmTrie::with_max_entries(65536, NO_PREALLOC);
+#[map]
+static FL_LOCAL4: HashMap<u32, u64> = HashMap::with_max_entries(65536, 0);
+#[map]
+static FL_LOCAL4_NET: LpmTrie<u32, u64> = LpmTrie::with_max_entries(65536, NO_PREALLOC);
+#[map]
+static FL_LOCAL6: HashMap<[u32; 4], u64> = HashMap::with_max_entries(65536, 0);
+#[map]
+static FL_LOCAL6_NET: LpmTrie<[u32; 4], u64> = LpmTrie::with_max_entries(65536, NO_PREALLOC);
+
+/// The rule tables above.
+pub struct Maps;
+
+impl Tables for Maps {
+    #[inline(always)]
+    fn protocol(&self, protocol: u8) -> u64 {
+        rules(FL_PROTOCOL.get(u32::from(protocol)))
+    }
+
+    #[inline(always)]
+    fn port(&self, end: End, port: u16) -> u64 {
+        rules(match end {
+            End::Remote => FL_REMOTE_PORT.get(u32::from(port)),
+            End::Local => FL_LOCAL_PORT.get(u32::from(port)),
+        })
+    }
+}
+
+impl AddressTables<u32> for Maps {
+    #[inline(always)]
+    fn bits(end: End) -> (u32, u32) {
+        match end {
+            End::Remote => (table::REMOTE4, table::REMOTE4_NET),
+            End::Local => (table::LOCAL4, table::LOCAL4_NET),
+        }
+    }
+
+    #[inline(always)]
+    fn address(&self, end: End, address: &u32) -> u64 {
+        let map = match end {
+            End::Remote => &FL_REMOTE4,
+            End::Local => &FL_LOCAL4,
+        };
+        // SAFETY: the owner never deletes an entry while a program can run.
+        rules(unsafe { map.get(address) })
+    }
+
+    #[inline(always)]
+    fn prefix(&self, end: End, address: &u32) -> u64 {
+        let key = Key::new(32, *address);
+        rules(match end {
+            End::Remote => FL_REMOTE4_NET.get(&key),
+            End::Local => FL_LOCAL4_NET.get(&key),
+        })
+    }
+}
+
+impl AddressTables<[u32; 4]> for Maps {
+    #[inline(always)]
+    fn bits(end: End) -> (u32, u32) {
+        match end {
+            End::Remote => (table::REMOTE6, table::REMOTE6_NET),
+            End::Local => (table::LOCAL6, table::LOCAL6_NET),
+        }
+    }
+
+    #[inline(always)]
+    fn address(&self, end: End, address: &[u32; 4]) -> u64 {
+        let map = match end {
+            End::Remote => &FL_REMOTE6,
+            End::Local => &FL_LOCAL6,
+        };
+        // SAFETY: the owner never deletes an entry while a program can run.
+        rules(unsafe { map.get(address) })
+    }
+
+    #[inline(always)]
+    fn prefix(&self, end: End, address: &[u32; 4]) -> u64 {
+        let key = Key::new(128, *address);
+        rules(match end {
+            End::Remote => FL_REMOTE6_NET.get(&key),
+            End::Local => FL_LOCAL6_NET.get(&key),
+        })
+    }
+}
+
+#[inline(always)]
+fn rules(entry: Option<&u64>) -> u64 {
+    entry.copied().unwrap_or(0)
+}

@@ -1,0 +1,412 @@
+//! Finds what the rules ask about in a packet's headers.
+//!
+//! What is understood: Ethernet or bare IP; up to two VLAN tags (802.1Q, 802.1ad) before IP; IPv4 with options;
+//! IPv6 with up to six hop-by-hop, routing, destination-options, fragment and authentication headers.
+//! * A frame that is not IP, or IPv6 with more extension headers than that, has the fields that were found
+//!   and no others: only rules that do not ask for the missing ones can match it.
+//! * A fragment other than the first has no ports, and neither has a protocol other than TCP, UDP, SCTP, DCCP
+//!   and UDP-Lite: rules with ports do not match it, rules without do.
+//! * What is inside a tunnel is not looked at.
+//! * A frame that ends before its headers do is an error, and the caller lets it through.
+
+/// Read access to a frame. Every read beyond its end is `None`.
+pub trait Bytes {
+    /// The byte at `offset`.
+    fn u8(&self, offset: usize) -> Option<u8>;
+    /// Two bytes at `offset`, as they lie in memory.
+    fn u16(&self, offset: usize) -> Option<u16>;
+    /// Four bytes at `offset`, as they lie in memory.
+    fn u32(&self, offset: usize) -> Option<u32>;
+}
+
+/// An address, in network byte order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Addresses {
+    /// Not an IP packet.
+    None,
+    /// IPv4.
+    V4 {
+        /// Source.
+        source: u32,
+        /// Destination.
+        destination: u32,
+    },
+    /// IPv6.
+    V6 {
+        /// Source.
+        source: [u32; 4],
+        /// Destination.
+        destination: [u32; 4],
+    },
+}
+
+/// Source and destination port, host order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// Source.
+    pub source: u16,
+    /// Destination.
+    pub destination: u16,
+}
+
+/// What was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Headers {
+    /// The ends of an IP packet.
+    pub addresses: Addresses,
+    /// IP protocol number of the transport header, if there is an IP header and it could be followed that far.
+    pub protocol: Option<u8>,
+    /// Where the transport has them and this is not a later fragment.
+    pub ports: Option<Ports>,
+    /// Where the transport header begins, in bytes from the start of the frame; 0 without one.
+    pub transport: u32,
+}
+
+impl Headers {
+    /// Nothing was found.
+    pub const NONE: Self = Self { addresses: Addresses::None, protocol: None, ports: None, transport: 0 };
+}
+
+/// The frame ends before its headers do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Truncated;
+
+/// `EtherType`s, in host order.
+pub mod ethertype {
+    /// IPv4.
+    pub const IPV4: u16 = 0x0800;
+    /// IPv6.
+    pub const IPV6: u16 = 0x86dd;
+    /// 802.1Q.
+    pub const VLAN: u16 = 0x8100;
+    /// 802.1ad, the outer tag of two.
+    pub const QINQ: u16 = 0x88a8;
+}
+
+/// IP protocol numbers.
+pub mod protocol {
+    /// ICMP for IPv4.
+    pub const ICMP: u8 = 1;
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+    /// DCCP.
+    pub const DCCP: u8 = 33;
+    /// ICMP for IPv6.
+    pub const ICMPV6: u8 = 58;
+    /// SCTP.
+    pub const SCTP: u8 = 132;
+    /// UDP-Lite.
+    pub const UDPLITE: u8 = 136;
+    pub(super) const HOP_BY_HOP: u8 = 0;
+    pub(super) const ROUTING: u8 = 43;
+    pub(super) const FRAGMENT: u8 = 44;
+    pub(super) const AUTHENTICATION: u8 = 51;
+    pub(super) const DESTINATION: u8 = 60;
+}
+
+const VLAN_TAGS: usize = 2;
+const EXTENSION_HEADERS: usize = 6;
+
+/// Finds the headers of a frame whose link-layer header is `link_header` bytes long: 14 on Ethernet, 0 where
+/// frames begin with IP.
+///
+/// # Errors
+///
+/// [`Truncated`] if the frame ends before its headers do.
+#[inline(always)]
+pub fn parse(frame: &impl Bytes, link_header: u32) -> Result<Headers, Truncated> {
+    if link_header == 0 {
+        // No link layer says what follows; the version nibble does.
+        return match frame.u8(0).ok_or(Truncated)? >> 4 {
+            4 => ipv4(frame, 0),
+            6 => ipv6(frame, 0),
+            _ => Ok(Headers::NONE),
+        };
+    }
+    let mut offset = link_header as usize;
+    let mut ethertype = u16::from_be(frame.u16(offset - 2).ok_or(Truncated)?);
+    for _ in 0..VLAN_TAGS {
+        if ethertype != ethertype::VLAN && ethertype != ethertype::QINQ {
+            break;
+        }
+        ethertype = u16::from_be(frame.u16(offset + 2).ok_or(Truncated)?);
+        offset += 4;
+    }
+    match ethertype {
+        ethertype::IPV4 => ipv4(frame, offset),
+        ethertype::IPV6 => ipv6(frame, offset),
+        _ => Ok(Headers::NONE),
+    }
+}
+
+#[inline(always)]
+fn ipv4(frame: &impl Bytes, offset: usize) -> Result<Headers, Truncated> {
+    let header_length = usize::from(frame.u8(offset).ok_or(Truncated)? & 0xf) * 4;
+    let fragment = u16::from_be(frame.u16(offset + 6).ok_or(Truncated)?);
+    let protocol = frame.u8(offset + 9).ok_or(Truncated)?;
+    let source = frame.u32(offset + 12).ok_or(Truncated)?;
+    let destination = frame.u32(offset + 16).ok_or(Truncated)?;
+    let transport = offset + header_length;
+    let first = fragment & 0x1fff == 0;
+    Ok(Headers {
+        addresses: Addresses::V4 { source, destination },
+        protocol: Some(protocol),
+        ports: ports(frame, transport, protocol, first)?,
+        transport: transport as u32,
+    })
+}
+
+#[inline(always)]
+fn ipv6(frame: &impl Bytes, offset: usize) -> Result<Headers, Truncated> {
+    let mut next = frame.u8(offset + 6).ok_or(Truncated)?;
+    let source = address6(frame, offset + 8)?;
+    let destination = address6(frame, offset + 24)?;
+    let addresses = Addresses::V6 { source, destination };
+    let mut transport = offset + 40;
+    let mut first = true;
+    for _ in 0..EXTENSION_HEADERS {
+        // RFC 8200 section 4, RFC 4302 section 2.2: each counts its length in a unit of its own.
+        let length = match next {
+            protocol::HOP_BY_HOP | protocol::ROUTING | protocol::DESTINATION => {
+                usize::from(frame.u8(transport + 1).ok_or(Truncated)?) * 8 + 8
+            }
+            protocol::AUTHENTICATION => usize::from(frame.u8(transport + 1).ok_or(Truncated)?) * 4 + 8,
+            protocol::FRAGMENT => {
+                first = u16::from_be(frame.u16(transport + 2).ok_or(Truncated)?) & 0xfff8 == 0;
+                8
+            }
+            _ => break,
+        };
+        next = frame.u8(transport).ok_or(Truncated)?;
+        transport += length;
+        if !first {
+            break;
+        }
+    }
+    if is_extension(next) && first {
+        return Ok(Headers { addresses, ..Headers::NONE });
+    }
+    Ok(Headers {
+        addresses,
+        protocol: Some(next),
+        ports: ports(frame, transport, next, first)?,
+        transport: transport as u32,
+    })
+}
+
+#[inline(always)]
+fn is_extension(next: u8) -> bool {
+    matches!(
+        next,
+        protocol::HOP_BY_HOP
+            | protocol::ROUTING
+            | protocol::FRAGMENT
+            | protocol::AUTHENTICATION
+            | protocol::DESTINATION
+    )
+}
+
+#[inline(always)]
+fn address6(frame: &impl Bytes, offset: usize) -> Result<[u32; 4], Truncated> {
+    Ok([
+        frame.u32(offset).ok_or(Truncated)?,
+        frame.u32(offset + 4).ok_or(Truncated)?,
+        frame.u32(offset + 8).ok_or(Truncated)?,
+        frame.u32(offset + 12).ok_or(Truncated)?,
+    ])
+}
+
+#[inline(always)]
+fn ports(frame: &impl Bytes, offset: usize, protocol: u8, first: bool) -> Result<Option<Ports>, Truncated> {
+    let has_ports = matches!(
+        protocol,
+        protocol::TCP | protocol::UDP | protocol::DCCP | protocol::SCTP | protocol::UDPLITE
+    );
+    if !first || !has_ports {
+        return Ok(None);
+    }
+    let both = u32::from_be(frame.u32(offset).ok_or(Truncated)?);
+    Ok(Some(Ports { source: (both >> 16) as u16, destination: both as u16 }))
+}
+
+/// How long the headers of each segment of a super-packet are, in bytes: what the wire carries again for
+/// every segment but the first.
+#[inline(always)]
+#[must_use]
+pub fn segment_header(frame: &impl Bytes, headers: &Headers) -> u32 {
+    match headers.protocol {
+        Some(protocol::TCP) => {
+            let words = frame.u8(headers.transport as usize + 12).unwrap_or(0) >> 4;
+            headers.transport + u32::from(words) * 4
+        }
+        Some(protocol::UDP) => headers.transport + 8,
+        _ => headers.transport,
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    impl Bytes for [u8] {
+        fn u8(&self, offset: usize) -> Option<u8> {
+            self.get(offset).copied()
+        }
+        fn u16(&self, offset: usize) -> Option<u16> {
+            self.get(offset..offset + 2).map(|b| u16::from_ne_bytes([b[0], b[1]]))
+        }
+        fn u32(&self, offset: usize) -> Option<u32> {
+            self.get(offset..offset + 4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]))
+        }
+    }
+
+    impl Bytes for Vec<u8> {
+        fn u8(&self, offset: usize) -> Option<u8> {
+            self.as_slice().u8(offset)
+        }
+        fn u16(&self, offset: usize) -> Option<u16> {
+            self.as_slice().u16(offset)
+        }
+        fn u32(&self, offset: usize) -> Option<u32> {
+            self.as_slice().u32(offset)
+        }
+    }
+
+    fn ethernet(tags: &[u16], ethertype: u16) -> Vec<u8> {
+        let mut frame = vec![0; 12];
+        for tag in tags {
+            frame.extend(tag.to_be_bytes());
+            frame.extend([0, 7]);
+        }
+        frame.extend(ethertype.to_be_bytes());
+        frame
+    }
+
+    fn ipv4(options: usize, fragment: u16, protocol: u8) -> Vec<u8> {
+        let mut header = vec![0; 20 + options * 4];
+        header[0] = 0x45 + options as u8;
+        header[6..8].copy_from_slice(&fragment.to_be_bytes());
+        header[9] = protocol;
+        header[12..20].copy_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2]);
+        header
+    }
+
+    fn ipv6(next: u8) -> Vec<u8> {
+        let mut header = vec![0; 40];
+        header[0] = 0x60;
+        header[6] = next;
+        header[8] = 0xfd;
+        header[23] = 1;
+        header[24] = 0xfd;
+        header[39] = 2;
+        header
+    }
+
+    fn udp() -> Vec<u8> {
+        vec![0x30, 0x39, 0, 53, 0, 8, 0, 0]
+    }
+
+    const DNS: Option<Ports> = Some(Ports { source: 12345, destination: 53 });
+
+    #[test]
+    fn tags_and_options() {
+        for tags in [&[][..], &[ethertype::VLAN], &[ethertype::QINQ, ethertype::VLAN]] {
+            for options in [0, 1, 10] {
+                let frame = [ethernet(tags, ethertype::IPV4), ipv4(options, 0x4000, 17), udp()].concat();
+                let headers = parse(&frame, 14).expect("whole");
+                assert_eq!((headers.protocol, headers.ports), (Some(17), DNS));
+                assert_eq!(headers.transport as usize, frame.len() - 8);
+                let Addresses::V4 { source, destination } = headers.addresses else { panic!("IPv4") };
+                assert_eq!([source, destination].map(u32::from_be), [0x0a00_0001, 0x0a00_0002]);
+            }
+        }
+        let three = [ethertype::VLAN; 3];
+        let frame = [ethernet(&three, ethertype::IPV4), ipv4(0, 0, 17), udp()].concat();
+        assert_eq!(parse(&frame, 14), Ok(Headers::NONE));
+    }
+
+    #[test]
+    fn bare_ip() {
+        assert_eq!(parse(&[ipv4(0, 0, 17), udp()].concat(), 0).expect("whole").ports, DNS);
+        assert_eq!(parse(&[ipv6(17), udp()].concat(), 0).expect("whole").ports, DNS);
+        assert_eq!(parse(&vec![0xf0; 64], 0), Ok(Headers::NONE));
+    }
+
+    #[test]
+    fn fragments_have_ports_only_in_the_first() {
+        let first = [ipv4(0, 0x2000, 17), udp()].concat();
+        let later = [ipv4(0, 0x2005, 17), udp()].concat();
+        assert_eq!(parse(&first, 0).expect("whole").ports, DNS);
+        let headers = parse(&later, 0).expect("whole");
+        assert_eq!((headers.protocol, headers.ports), (Some(17), None));
+        // Also where the fragment is shorter than a transport header.
+        assert!(parse(&later[..22].to_vec(), 0).is_ok());
+
+        let first6 = [ipv6(44), vec![17, 0, 0, 1, 0, 0, 0, 9], udp()].concat();
+        let later6 = [ipv6(44), vec![17, 0, 0, 0x21, 0, 0, 0, 9], udp()].concat();
+        assert_eq!(parse(&first6, 0).expect("whole").ports, DNS);
+        let headers = parse(&later6, 0).expect("whole");
+        assert_eq!((headers.protocol, headers.ports), (Some(17), None));
+    }
+
+    #[test]
+    fn extension_headers() {
+        let options = |next: u8| [vec![next, 1], vec![0; 14]].concat();
+        let authentication = |next: u8| [vec![next, 4], vec![0; 22]].concat();
+        let frame = [ipv6(0), options(60), options(51), authentication(17), udp()].concat();
+        let headers = parse(&frame, 0).expect("whole");
+        assert_eq!((headers.protocol, headers.ports), (Some(17), DNS));
+        assert_eq!(headers.transport as usize, frame.len() - 8);
+
+        let mut seven = ipv6(60);
+        for _ in 0..6 {
+            seven.extend(options(60));
+        }
+        seven.extend(options(17));
+        seven.extend(udp());
+        let headers = parse(&seven, 0).expect("whole");
+        assert!(matches!(headers.addresses, Addresses::V6 { .. }));
+        assert_eq!((headers.protocol, headers.ports), (None, None));
+    }
+
+    #[test]
+    fn not_ip() {
+        let arp = [ethernet(&[], 0x0806), vec![0; 28]].concat();
+        assert_eq!(parse(&arp, 14), Ok(Headers::NONE));
+        let icmp = [ipv4(0, 0, 1), vec![8, 0, 0, 0]].concat();
+        let headers = parse(&icmp, 0).expect("whole");
+        assert_eq!((headers.protocol, headers.ports), (Some(1), None));
+    }
+
+    #[test]
+    fn every_cut_is_noticed() {
+        let whole = [ethernet(&[ethertype::VLAN], ethertype::IPV6), ipv6(6), vec![0; 4]].concat();
+        assert!(parse(&whole, 14).is_ok());
+        for length in 0..whole.len() {
+            assert_eq!(parse(&whole[..length].to_vec(), 14), Err(Truncated), "{length}");
+        }
+    }
+
+    #[test]
+    fn segment_headers() {
+        let mut tcp = vec![0; 32];
+        tcp[12] = 0x80;
+        let frame = [ethernet(&[], ethertype::IPV4), ipv4(0, 0, 6), tcp].concat();
+        assert_eq!(segment_header(&frame, &parse(&frame, 14).expect("whole")), 14 + 20 + 32);
+        let frame = [ethernet(&[], ethertype::IPV6), ipv6(17), udp()].concat();
+        assert_eq!(segment_header(&frame, &parse(&frame, 14).expect("whole")), 14 + 40 + 8);
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_never_panics(frame in proptest::collection::vec(any::<u8>(), 0..256), ethernet: bool) {
+            if let Ok(headers) = parse(&frame, if ethernet { 14 } else { 0 }) {
+                let _ = segment_header(&frame, &headers);
+            }
+        }
+    }
+}

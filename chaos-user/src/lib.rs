@@ -1,0 +1,2 @@
+//! Faultline.
+pub mod kernel;

@@ -1,0 +1,1 @@
+//! Integration tests: real kernels, real traffic, real processes.

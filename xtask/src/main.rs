@@ -1,0 +1,3 @@
+//! The only scripts: build, demo, test, bench.
+
+fn main() {}
