@@ -1,12 +1,12 @@
 //! The only place that talks to the kernel.
 
+pub mod attach;
 pub mod btf;
 pub mod clock;
 pub mod counters;
 pub mod object;
 pub mod programs;
 pub mod sys;
-
 
 use std::io;
 

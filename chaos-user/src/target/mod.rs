@@ -2,7 +2,7 @@
 
 mod netns;
 
-pub use netns::Netns;
+pub use netns::{Netns, NetnsError, current as current_netns};
 
 /// An interface of the current network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
