@@ -1,5 +1,6 @@
 //! Faultline: fault injection from inside the Linux kernel, gone the moment its owner is gone.
 
+pub mod cli;
 pub mod fault;
 pub mod kernel;
 pub mod session;

@@ -4,6 +4,7 @@ pub mod attach;
 pub mod btf;
 pub mod clock;
 pub mod counters;
+pub mod netlink;
 pub mod object;
 pub mod programs;
 pub mod sys;
