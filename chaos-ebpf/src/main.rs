@@ -19,7 +19,7 @@ use hook::{Frame, Packet, Verdict};
 
 /// Ingress where the driver runs XDP itself.
 #[xdp]
-pub fn fl_xdp(context: XdpContext) -> u32 {
+fn fl_xdp(context: XdpContext) -> u32 {
     match hook::decide(&Received(context)) {
         Some(Verdict::Drop) => xdp_action::XDP_DROP,
         _ => xdp_action::XDP_PASS,
@@ -28,13 +28,13 @@ pub fn fl_xdp(context: XdpContext) -> u32 {
 
 /// Ingress elsewhere.
 #[classifier]
-pub fn fl_tc_in(context: TcContext) -> i32 {
+fn fl_tc_in(context: TcContext) -> i32 {
     classify::<{ IN }>(context)
 }
 
 /// Egress.
 #[classifier]
-pub fn fl_tc_out(context: TcContext) -> i32 {
+fn fl_tc_out(context: TcContext) -> i32 {
     classify::<{ OUT }>(context)
 }
 

@@ -25,6 +25,7 @@ pub(super) struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one, and it lives as long as the process")]
 pub(super) enum Command {
     /// Inject a network fault
     Net {

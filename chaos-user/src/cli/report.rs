@@ -72,7 +72,7 @@ impl Reporter {
         let mut out = io::stdout().lock();
         match left {
             Some(left) => {
-                writeln!(out, "armed for {}; ^C ends it", humantime::format_duration(rounded(left)))?
+                writeln!(out, "armed for {}; ^C ends it", humantime::format_duration(rounded(left)))?;
             }
             None => writeln!(out, "armed until interrupted; ^C ends it")?,
         }
@@ -158,9 +158,9 @@ impl Observer for Reporter {
         );
         let mut out = io::stderr().lock();
         if self.terminal {
-            write!(out, "\r\x1b[K{text}")?
+            write!(out, "\r\x1b[K{text}")?;
         } else {
-            writeln!(out, "{text}")?
+            writeln!(out, "{text}")?;
         }
         out.flush()
     }

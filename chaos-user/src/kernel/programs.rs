@@ -257,18 +257,12 @@ fn missing(name: &'static str) -> Error {
     Error::new("look-up", name, io::ErrorKind::NotFound.into())
 }
 
-/// A program the kernel did not take, with what the verifier said last rather than all it said.
+/// A program the kernel did not take.
 fn refused(name: &'static str, error: ProgramError) -> Error {
-    let ProgramError::LoadError { io_error, verifier_log } = error else {
-        return Error::aya("load", name, &error);
-    };
-    let log = verifier_log.to_string();
-    if std::env::var("VLOG").is_ok() {
-        eprintln!("{log}");
+    match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            Error::new("bpf(BPF_PROG_LOAD)", sys::said_of(name, &verifier_log.to_string()), io_error)
+        }
+        error => Error::aya("load", name, &error),
     }
-    let last = log.lines().rev().map(str::trim).find(|line| {
-        !line.is_empty() && !line.starts_with("processed ") && !line.starts_with("stack depth ")
-    });
-    let object = last.map_or_else(|| name.to_string(), |last| format!("{name}: {last}"));
-    Error::new("bpf(BPF_PROG_LOAD)", object, io_error)
 }
