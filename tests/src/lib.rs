@@ -1,1 +1,40 @@
 //! Integration tests: real kernels, real traffic, real processes.
+//!
+//! `fl-tests` runs them. A test is a function and a row in its file's `TESTS`; this is the only list of files.
+
+pub mod error;
+pub mod faultline;
+pub mod harness;
+pub mod inventory;
+pub mod lab;
+pub mod stats;
+pub mod traffic;
+
+mod decoys;
+mod ground;
+
+use harness::Test;
+
+/// Every test there is.
+#[must_use]
+pub fn tests() -> Vec<&'static Test> {
+    [decoys::TESTS, ground::TESTS].into_iter().flatten().collect()
+}
+
+/// The test of this name, those included that only the runner's own test runs.
+#[must_use]
+pub fn find(name: &str) -> Option<&'static Test> {
+    tests().into_iter().chain(decoys::DECOYS).find(|test| test.name == name)
+}
+
+#[cfg(test)]
+mod names {
+    use std::collections::HashSet;
+
+    #[test]
+    fn are_all_different() {
+        let tests = super::tests();
+        let names: HashSet<_> = tests.iter().map(|test| test.name).collect();
+        assert_eq!(names.len(), tests.len());
+    }
+}

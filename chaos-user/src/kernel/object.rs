@@ -3,7 +3,7 @@
 use aya::include_bytes_aligned;
 
 /// The programs that inject faults.
-pub static FAULTS: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/faultline.o"));
+pub static FAULTS: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/faultline-ebpf.o"));
 
 /// The bare programs that `cargo xtask bench` measures them against.
-pub static BASELINES: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bench.o"));
+pub static BASELINES: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bench-ebpf.o"));

@@ -1,0 +1,78 @@
+//! Tests that fail in every way there is, for the one test that shows that the runner notices.
+
+use std::{process::Command, thread};
+
+use nix::{errno::Errno, sys::signal::kill, unistd::Pid};
+
+use crate::{
+    ensure,
+    error::{Context, Failure, Result},
+    harness::{Need, Outcome, Runner, Test},
+};
+
+/// The test of the runner.
+pub(crate) const TESTS: &[Test] = &[Test::new("runner::judges", judges).needs(&[])];
+
+/// Found by name only, never run on their own.
+pub(crate) const DECOYS: &[Test] = &[PASSES, FAILS, PANICS, DIES, LACKS, HANGS, HANGS_TOO];
+
+const PASSES: Test = Test::new("decoy::passes", || Ok(())).needs(&[]);
+const FAILS: Test = Test::new("decoy::fails", fails).needs(&[]);
+const PANICS: Test = Test::new("decoy::panics", || panic!("on purpose")).needs(&[]);
+const DIES: Test = Test::new("decoy::dies", dies).needs(&[]);
+const LACKS: Test = Test::new("decoy::lacks", fails).needs(&[Need::Program("no-such-program")]);
+const HANGS: Test = Test::new("decoy::hangs", hangs).needs(&[]).timeout(1);
+/// What the child of [`HANGS`] does.
+const HANGS_TOO: Test = Test::new("decoy::hangs-too", sleep_forever).needs(&[]);
+
+fn fails() -> Result {
+    println!("what it printed");
+    Err(Failure::new("2 of 3"))
+}
+
+fn dies() -> Result {
+    nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL).context("raise")
+}
+
+/// With a child that would outlive it.
+fn hangs() -> Result {
+    let child = Command::new("/proc/self/exe").args(["--run-one", "decoy::hangs-too"]).spawn();
+    println!("child {}", child.context("start a child")?.id());
+    sleep_forever()
+}
+
+fn sleep_forever() -> Result {
+    loop {
+        thread::park();
+    }
+}
+
+fn judges() -> Result {
+    let mut runner = Runner::default();
+    for (test, outcome, reason, output) in [
+        (PASSES, Outcome::Pass, "", ""),
+        (FAILS, Outcome::Fail, "2 of 3", "what it printed\nfailure: 2 of 3\n"),
+        (PANICS, Outcome::Fail, "it panicked", "on purpose"),
+        (DIES, Outcome::Fail, "killed by SIGKILL", ""),
+        (LACKS, Outcome::Skip, "program:no-such-program: not in PATH", ""),
+        (HANGS, Outcome::Fail, "hung: killed after 1 s", "child "),
+    ] {
+        let report = runner.run(&test);
+        ensure!(report.outcome == outcome && report.reason == reason, "{report:?}");
+        ensure!(report.output.contains(output), "no {output:?} in {report:?}");
+        if test.name == HANGS.name {
+            ensure!((1.0..3.0).contains(&report.seconds), "a hung test took {} s", report.seconds);
+            is_gone(&report.output)?;
+        }
+    }
+    Ok(())
+}
+
+/// The runner has reaped whatever the test had started when it reports.
+fn is_gone(output: &str) -> Result {
+    let number = output.lines().find_map(|line| line.strip_prefix("child "));
+    let pid: i32 =
+        number.context("it did not say its child's number")?.parse().context("its child's number")?;
+    ensure!(kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH), "its child {pid} is still there");
+    Ok(())
+}

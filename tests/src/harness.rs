@@ -1,0 +1,106 @@
+//! Tests as data, and what runs them: each in a process of its own, with a deadline, where its needs are met.
+
+mod child;
+mod need;
+
+use std::{collections::HashMap, time::Duration};
+
+use serde::Serialize;
+
+pub(crate) use self::child::{die_with_parent, pidfd};
+pub use self::{child::run_one, need::Need};
+use crate::error::Result;
+
+/// One integration test.
+#[derive(Clone, Copy, Debug)]
+pub struct Test {
+    /// `file::what_it_shows`.
+    pub name: &'static str,
+    /// Without one of these it is skipped.
+    pub needs: &'static [Need],
+    /// A test that takes longer is killed, with all it has started, and has failed.
+    pub timeout: Duration,
+    /// Left out by `--skip-slow`.
+    pub slow: bool,
+    /// The test itself.
+    pub run: fn() -> Result,
+}
+
+impl Test {
+    /// A test that needs root, may take 30 seconds, and usually takes a few.
+    #[must_use]
+    pub const fn new(name: &'static str, run: fn() -> Result) -> Self {
+        Self { name, needs: &[Need::Root], timeout: Duration::from_secs(30), slow: false, run }
+    }
+
+    /// The same with these needs.
+    #[must_use]
+    pub const fn needs(self, needs: &'static [Need]) -> Self {
+        Self { needs, ..self }
+    }
+
+    /// The same with this timeout in seconds.
+    #[must_use]
+    pub const fn timeout(self, seconds: u64) -> Self {
+        Self { timeout: Duration::from_secs(seconds), ..self }
+    }
+
+    /// The same, but not for the impatient.
+    #[must_use]
+    pub const fn slow(self) -> Self {
+        Self { slow: true, ..self }
+    }
+}
+
+/// How a test ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// It showed what it is there to show.
+    Pass,
+    /// It did not, or did not end.
+    Fail,
+    /// It was not run.
+    Skip,
+}
+
+/// One line of the results.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The test's name.
+    pub test: &'static str,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Why it failed or was skipped; empty if it passed.
+    pub reason: String,
+    /// How long it took.
+    pub seconds: f64,
+    /// What it printed.
+    pub output: String,
+}
+
+/// Runs tests, asking once for each need.
+#[derive(Debug, Default)]
+pub struct Runner {
+    /// Arguments of this program that a test's own process must see as well.
+    pub arguments: Vec<String>,
+    answers: HashMap<Need, std::result::Result<(), String>>,
+}
+
+impl Runner {
+    /// Runs one test, or says what it lacks.
+    pub fn run(&mut self, test: &Test) -> Report {
+        let missing = test.needs.iter().find_map(|need| self.have(*need).err().map(|why| (need, why)));
+        if let Some((need, why)) = missing {
+            let reason = format!("{need}: {why}");
+            let (test, output) = (test.name, String::new());
+            return Report { test, outcome: Outcome::Skip, reason, seconds: 0.0, output };
+        }
+        child::run(test, &self.arguments)
+    }
+
+    /// Whether a need is met; if not, why.
+    fn have(&mut self, need: Need) -> std::result::Result<(), String> {
+        self.answers.entry(need).or_insert_with(|| need::have(&need)).clone()
+    }
+}

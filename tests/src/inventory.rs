@@ -1,0 +1,183 @@
+//! Everything of ours on the whole machine that could still act on a packet or lie about.
+
+use std::{
+    collections::BTreeSet,
+    fmt, fs,
+    os::fd::AsFd,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use chaos_user::kernel::sys::{self, Kind};
+
+use crate::{
+    error::{Context, Failure, Result},
+    lab::Netns,
+};
+
+/// What programs, and with them their links, are called in the kernel.
+const PROGRAM_PREFIX: &str = "fl_";
+/// What maps are called in the kernel.
+const MAP_PREFIX: &str = "FL_";
+/// Where the owners' records lie.
+const RECORDS: &str = "/run/faultline";
+/// Where network namespaces have names.
+const NAMED_NETNS: &str = "/run/netns";
+/// Where BPF objects can be made to outlive their owner.
+const PINS: &str = "/sys/fs/bpf";
+
+/// A listing of what there is, one line each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inventory {
+    lines: BTreeSet<String>,
+}
+
+impl Inventory {
+    /// As it is now, with the interfaces and qdiscs of the given namespaces.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn take(namespaces: &[&Netns]) -> Result<Self> {
+        let mut lines = BTreeSet::new();
+        bpf(&mut lines)?;
+        for folder in [RECORDS, NAMED_NETNS, PINS] {
+            files(Path::new(folder), &mut lines)?;
+        }
+        for (number, netns) in namespaces.iter().enumerate() {
+            interfaces(number, netns, &mut lines)?;
+        }
+        Ok(Self { lines })
+    }
+
+    /// What `after` has more or less than this; nothing if they are equal.
+    #[must_use]
+    pub fn difference(&self, after: &Self) -> Option<Difference> {
+        let only = |one: &Self, other: &Self| one.lines.difference(&other.lines).cloned().collect();
+        let difference = Difference { gone: only(self, after), new: only(after, self) };
+        (self != after).then_some(difference)
+    }
+
+    /// Waits until all is as it was: the kernel frees programs and maps a little after their last user is gone.
+    ///
+    /// # Errors
+    ///
+    /// The difference that remains at the end of `time`.
+    pub fn wait_until_equal(&self, namespaces: &[&Netns], time: Duration) -> Result {
+        self.wait(namespaces, time, |line| !line.is_empty())
+    }
+
+    /// Waits until nothing is there, beyond what was, that could act on a packet: what only lies about may be
+    /// swept later.
+    ///
+    /// # Errors
+    ///
+    /// The difference that remains at the end of `time`.
+    pub fn wait_until_harmless(&self, namespaces: &[&Netns], time: Duration) -> Result {
+        self.wait(namespaces, time, |line| !line.starts_with("file "))
+    }
+
+    fn wait(&self, namespaces: &[&Netns], time: Duration, counts: impl Fn(&str) -> bool) -> Result {
+        let deadline = Instant::now() + time;
+        let only = |inventory: &Self| Self {
+            lines: inventory.lines.iter().filter(|line| counts(line)).cloned().collect(),
+        };
+        let before = only(self);
+        loop {
+            match before.difference(&only(&Self::take(namespaces)?)) {
+                None => return Ok(()),
+                Some(difference) if Instant::now() >= deadline => {
+                    return Err(Failure::new(format!("{time:?} later:\n{difference}")));
+                }
+                // There is no event to wait for; each look is a question of its own.
+                Some(_) => thread::sleep(Duration::from_millis(5)),
+            }
+        }
+    }
+}
+
+impl fmt::Display for Inventory {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.lines.iter().try_for_each(|line| writeln!(formatter, "{line}"))
+    }
+}
+
+/// How two listings differ.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// What was there before only.
+    pub gone: Vec<String>,
+    /// What is there after only.
+    pub new: Vec<String>,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let signed = self.gone.iter().map(|line| ('-', line)).chain(self.new.iter().map(|line| ('+', line)));
+        for (sign, line) in signed {
+            writeln!(formatter, "  {sign} {line}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Our programs and maps by name, our links by their programs. An object may go while it is looked at.
+fn bpf(lines: &mut BTreeSet<String>) -> Result {
+    let mut programs = BTreeSet::new();
+    for id in sys::ids(Kind::Program)? {
+        let Some(program) = sys::open(Kind::Program, id)? else { continue };
+        let name = sys::program_info(program.as_fd())?.name;
+        if name.starts_with(PROGRAM_PREFIX) {
+            programs.insert(id);
+            lines.insert(format!("program {id} {name}"));
+        }
+    }
+    for id in sys::ids(Kind::Map)? {
+        let Some(map) = sys::open(Kind::Map, id)? else { continue };
+        let (_, name) = sys::map_info(map.as_fd())?;
+        if name.starts_with(MAP_PREFIX) {
+            lines.insert(format!("map {id} {name}"));
+        }
+    }
+    for id in sys::ids(Kind::Link)? {
+        let Some(link) = sys::open(Kind::Link, id)? else { continue };
+        let info = sys::link_info(link.as_fd())?;
+        if programs.contains(&info.program) {
+            lines.insert(format!("link {id} of program {} on interface {}", info.program, info.ifindex));
+        }
+    }
+    Ok(())
+}
+
+/// What lies in a folder and below; the folder itself may be there or not.
+fn files(folder: &Path, lines: &mut BTreeSet<String>) -> Result {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).context(folder.display()),
+    };
+    for entry in entries {
+        let entry = entry.context(folder.display())?;
+        lines.insert(format!("file {}", entry.path().display()));
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            files(&entry.path(), lines)?;
+        }
+    }
+    Ok(())
+}
+
+/// Interfaces with what can be changed about them, and their qdiscs.
+fn interfaces(number: usize, netns: &Netns, lines: &mut BTreeSet<String>) -> Result {
+    let mut netlink = netns.netlink()?;
+    for link in netlink.links()? {
+        let (index, name, segments) = (link.index, &link.name, link.gso_max_segs.unwrap_or(0));
+        let state = if link.is_up() { "up" } else { "down" };
+        lines.insert(format!("interface {name} of namespace {number}: {state}, gso_max_segs {segments}"));
+        for qdisc in netlink.qdiscs(index)? {
+            let (kind, handle, parent) = (qdisc.kind, qdisc.handle, qdisc.parent);
+            lines.insert(format!("qdisc {kind} {handle:x} at {parent:x} on {name} of namespace {number}"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,121 @@
+//! Runs the integration tests on the kernel it finds itself on.
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::Parser;
+use faultline_tests::{
+    faultline, find,
+    harness::{Outcome, Report, Runner, Test, run_one},
+    tests,
+};
+
+/// Integration tests of Faultline, on this machine's kernel.
+#[derive(Debug, Parser)]
+#[command(name = "fl-tests", version)]
+struct Cli {
+    /// Only tests whose name contains one of these
+    filter: Vec<String>,
+    /// Print the names and needs of the tests and run none
+    #[arg(long)]
+    list: bool,
+    /// Print one JSON object per test and nothing else
+    #[arg(long)]
+    json: bool,
+    /// The faultline binary; the one beside this program if not given
+    #[arg(long, value_name = "PATH")]
+    faultline: Option<PathBuf>,
+    /// Leave out tests that take minutes
+    #[arg(long)]
+    skip_slow: bool,
+    /// Run this test here, in this process
+    #[arg(long, value_name = "NAME", hide = true)]
+    run_one: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Some(path) = &cli.faultline {
+        faultline::set_binary(path.clone());
+    }
+    match run(&cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("fl-tests: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> io::Result<ExitCode> {
+    if let Some(name) = &cli.run_one {
+        return match find(name) {
+            Some(test) => Ok(run_one(test)),
+            None => Err(io::Error::other(format!("no test is called {name}"))),
+        };
+    }
+    let chosen: Vec<&Test> = tests().into_iter().filter(|test| is_chosen(test, cli)).collect();
+    if chosen.is_empty() {
+        return Err(io::Error::other(format!("no test's name contains {}", cli.filter.join(" or "))));
+    }
+    if cli.list {
+        return list(&chosen);
+    }
+    let mut runner = Runner::default();
+    if let Some(path) = &cli.faultline {
+        runner.arguments = vec!["--faultline".into(), path.display().to_string()];
+    }
+    let mut counts = [0; 3];
+    for test in chosen {
+        let report = runner.run(test);
+        counts[report.outcome as usize] += 1;
+        print(&report, cli.json)?;
+    }
+    let [passed, failed, skipped] = counts;
+    if !cli.json {
+        writeln!(io::stdout(), "{passed} passed, {failed} failed, {skipped} skipped")?;
+    }
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn is_chosen(test: &Test, cli: &Cli) -> bool {
+    let named = cli.filter.is_empty() || cli.filter.iter().any(|filter| test.name.contains(filter.as_str()));
+    named && !(cli.skip_slow && test.slow)
+}
+
+fn list(tests: &[&Test]) -> io::Result<ExitCode> {
+    for test in tests {
+        let needs: Vec<String> = test.needs.iter().map(ToString::to_string).collect();
+        let slow = if test.slow { "  slow" } else { "" };
+        writeln!(
+            io::stdout(),
+            "{}  needs {}{slow}",
+            test.name,
+            if needs.is_empty() { "nothing".into() } else { needs.join(", ") }
+        )?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(report: &Report, json: bool) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    if json {
+        writeln!(out, "{}", serde_json::to_string(report)?)?;
+        return out.flush();
+    }
+    let Report { test, outcome, reason, seconds, output } = report;
+    match outcome {
+        Outcome::Pass => writeln!(out, "ok   {test} ({seconds:.1} s)")?,
+        Outcome::Skip => writeln!(out, "skip {test} {reason}")?,
+        Outcome::Fail => {
+            writeln!(out, "FAIL {test} ({seconds:.1} s) {reason}")?;
+            for line in output.lines() {
+                writeln!(out, "     | {line}")?;
+            }
+        }
+    }
+    out.flush()
+}
