@@ -117,8 +117,8 @@ pub struct Setup {
     pub owner_tgid: u32,
     /// Where `tgid` lies in the running kernel's `struct task_struct`, in bytes.
     pub tgid_offset: u32,
-    /// Length of the link-layer header in bytes: 14 on Ethernet, 0 where packets begin with IP.
-    pub link_header: u32,
+    /// 1 where frames begin with an Ethernet header, 0 where they begin with IP.
+    pub ethernet: u32,
 }
 
 /// Bits of [`Setup::tables`].

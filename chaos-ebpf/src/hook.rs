@@ -10,7 +10,7 @@ use chaos_ebpf::{
     abi::{Count, Direction, Setup},
     classify::classify,
     decide,
-    packet::{self, Bytes, Headers, Truncated},
+    packet::{self, Frame as _, Headers, Truncated, View},
 };
 
 use crate::maps::{FL_CONTROL, FL_HOOKS, FL_RULES, FL_SEQUENCE, FL_STATE, Maps};
@@ -27,7 +27,7 @@ static FL_SETUP: Setup = Setup {
     tables: 0,
     owner_tgid: 0,
     tgid_offset: 0,
-    link_header: 0,
+    ethernet: 0,
 };
 
 /// The load's constants. LLVM must not see that they are all zero here; the verifier sees what they became.
@@ -68,31 +68,42 @@ pub(crate) struct Frame {
     pub(crate) end: usize,
 }
 
-impl Frame {
-    /// A `T` at `offset`. The hooks may read at any alignment: the kernel lays headers out so that this is
-    /// good enough for itself, and the verifier refuses it where the machine does not.
+impl packet::Frame for Frame {
+    type View = Header;
+
     #[inline(always)]
-    fn read<T: Copy>(&self, offset: usize) -> Option<T> {
+    fn view(&self, offset: usize, length: usize) -> Option<Header> {
         let at = self.data + offset;
-        if at + size_of::<T>() > self.end {
-            return None;
-        }
-        // SAFETY: within the frame, as checked; every bit pattern is a valid integer.
-        Some(unsafe { *(at as *const T) })
+        (at + length <= self.end).then_some(Header { at })
     }
 }
 
-impl Bytes for Frame {
+/// Part of a frame that is there. The programs may read at any alignment: the kernel lays headers out so that
+/// this is good enough for itself, and the verifier refuses it where the machine does not.
+#[derive(Clone, Copy)]
+pub(crate) struct Header {
+    at: usize,
+}
+
+impl Header {
     #[inline(always)]
-    fn u8(&self, offset: usize) -> Option<u8> {
+    fn read<T: Copy>(&self, offset: usize) -> T {
+        // SAFETY: within the view, as its maker checked and as the verifier proves once more.
+        unsafe { *((self.at + offset) as *const T) }
+    }
+}
+
+impl View for Header {
+    #[inline(always)]
+    fn u8(&self, offset: usize) -> u8 {
         self.read(offset)
     }
     #[inline(always)]
-    fn u16(&self, offset: usize) -> Option<u16> {
+    fn u16(&self, offset: usize) -> u16 {
         self.read(offset)
     }
     #[inline(always)]
-    fn u32(&self, offset: usize) -> Option<u32> {
+    fn u32(&self, offset: usize) -> u32 {
         self.read(offset)
     }
 }
@@ -110,16 +121,19 @@ pub(crate) fn decide<P: Packet>(packet: &P) -> Option<Verdict> {
         return Some(Verdict::Pass);
     }
     let hook = FL_HOOKS.get_ptr_mut(P::DIRECTION as u32)?;
-    let headers = headers(packet, setup.link_header);
+    // Nothing instead of an error: with `Result` LLVM lets an undefined payload reach the code behind it.
+    let found = headers(packet, setup.ethernet != 0);
+    let unparsed = found.is_none();
+    let headers = found.unwrap_or(Headers::NONE);
     let segments = packet.segments();
-    let bytes = wire_bytes(packet, headers.as_ref().ok(), segments);
+    let bytes = wire_bytes(packet, &headers, segments);
     // SAFETY: this CPU's slot, and nothing else runs at this hook on it meanwhile: BH is off.
     let hook = unsafe { &mut *hook };
     hook.seen.add(segments, bytes);
-    let Ok(headers) = headers else {
+    if unparsed {
         hook.unparsed += 1;
         return Some(Verdict::Pass);
-    };
+    }
     let mut candidates = classify(&headers, P::DIRECTION, setup, &Maps);
     for _ in 0..u64::BITS {
         if candidates == 0 {
@@ -145,19 +159,19 @@ fn is_owner(setup: &Setup) -> bool {
 }
 
 #[inline(always)]
-fn headers<P: Packet>(packet: &P, link_header: u32) -> Result<Headers, Truncated> {
-    match packet::parse(&packet.frame(), link_header) {
-        Err(Truncated) if packet.pull() => packet::parse(&packet.frame(), link_header),
-        found => found,
+fn headers<P: Packet>(packet: &P, ethernet: bool) -> Option<Headers> {
+    match packet::parse(&packet.frame(), ethernet) {
+        Err(Truncated) if packet.pull() => packet::parse(&packet.frame(), ethernet).ok(),
+        found => found.ok(),
     }
 }
 
 #[inline(always)]
-fn wire_bytes<P: Packet>(packet: &P, headers: Option<&Headers>, segments: u32) -> u64 {
-    let repeated = match headers {
-        Some(headers) if segments > 1 => packet::segment_header(&packet.frame(), headers),
-        _ => 0,
-    };
+fn wire_bytes<P: Packet>(packet: &P, headers: &Headers, segments: u32) -> u64 {
+    if segments == 1 {
+        return packet.length();
+    }
+    let repeated = packet::segment_header(&packet.frame(), headers);
     packet.length() + u64::from(segments - 1) * u64::from(repeated)
 }
 

@@ -9,14 +9,22 @@
 //! * What is inside a tunnel is not looked at.
 //! * A frame that ends before its headers do is an error, and the caller lets it through.
 
-/// Read access to a frame. Every read beyond its end is `None`.
-pub trait Bytes {
-    /// The byte at `offset`.
-    fn u8(&self, offset: usize) -> Option<u8>;
-    /// Two bytes at `offset`, as they lie in memory.
-    fn u16(&self, offset: usize) -> Option<u16>;
-    /// Four bytes at `offset`, as they lie in memory.
-    fn u32(&self, offset: usize) -> Option<u32>;
+/// Read access to a frame.
+pub trait Frame {
+    /// Some bytes in a row.
+    type View: View;
+    /// The `length` bytes at `offset`, or `None` if the frame ends before.
+    fn view(&self, offset: usize, length: usize) -> Option<Self::View>;
+}
+
+/// Bytes that are there: one check serves all reads of a header. Numbers come as they lie in memory.
+pub trait View {
+    /// The byte at `offset`, which lies within the view, as for the others.
+    fn u8(&self, offset: usize) -> u8;
+    /// Two bytes at `offset`.
+    fn u16(&self, offset: usize) -> u16;
+    /// Four bytes at `offset`.
+    fn u32(&self, offset: usize) -> u32;
 }
 
 /// The network layer of a frame.
@@ -72,7 +80,7 @@ impl Headers {
     #[inline(always)]
     fn transport(
         mut self,
-        frame: &impl Bytes,
+        frame: &impl Frame,
         offset: usize,
         protocol: u8,
         first: bool,
@@ -85,7 +93,7 @@ impl Headers {
             protocol::TCP | protocol::UDP | protocol::DCCP | protocol::SCTP | protocol::UDPLITE
         );
         if first && has_ports {
-            let both = u32::from_be(frame.u32(offset).ok_or(Truncated)?);
+            let both = u32::from_be(frame.view(offset, 4).ok_or(Truncated)?.u32(0));
             self.has_ports = true;
             self.source_port = (both >> 16) as u16;
             self.destination_port = both as u16;
@@ -133,32 +141,43 @@ pub mod protocol {
     pub(super) const DESTINATION: u8 = 60;
 }
 
+const ETHERNET: usize = 14;
 const VLAN_TAGS: usize = 2;
 const EXTENSION_HEADERS: usize = 6;
 
-/// Finds the headers of a frame whose link-layer header is `link_header` bytes long: 14 on Ethernet, 0 where
-/// frames begin with IP.
+/// Finds the headers of a frame that begins with an Ethernet header, or with IP.
 ///
 /// # Errors
 ///
 /// [`Truncated`] if the frame ends before its headers do.
 #[inline(always)]
-pub fn parse(frame: &impl Bytes, link_header: u32) -> Result<Headers, Truncated> {
-    if link_header == 0 {
+pub fn parse(frame: &impl Frame, ethernet: bool) -> Result<Headers, Truncated> {
+    if !ethernet {
         // No link layer says what follows; the version nibble does.
-        return match first_byte(frame, 0)? >> 4 {
+        return match frame.view(0, 2).ok_or(Truncated)?.u8(0) >> 4 {
             4 => ipv4(frame, 0),
             6 => ipv6(frame, 0),
             _ => Ok(Headers::NONE),
         };
     }
-    let mut offset = link_header as usize;
-    let mut ethertype = u16::from_be(frame.u16(offset - 2).ok_or(Truncated)?);
+    let ethertype = u16::from_be(frame.view(0, ETHERNET).ok_or(Truncated)?.u16(ETHERNET - 2));
+    // Constant offsets for what nearly all packets are.
+    match ethertype {
+        ethertype::IPV4 => ipv4(frame, ETHERNET),
+        ethertype::IPV6 => ipv6(frame, ETHERNET),
+        ethertype::VLAN | ethertype::QINQ => tagged(frame, ethertype),
+        _ => Ok(Headers::NONE),
+    }
+}
+
+#[inline(always)]
+fn tagged(frame: &impl Frame, mut ethertype: u16) -> Result<Headers, Truncated> {
+    let mut offset = ETHERNET;
     for _ in 0..VLAN_TAGS {
         if ethertype != ethertype::VLAN && ethertype != ethertype::QINQ {
             break;
         }
-        ethertype = u16::from_be(frame.u16(offset + 2).ok_or(Truncated)?);
+        ethertype = u16::from_be(frame.view(offset, 4).ok_or(Truncated)?.u16(2));
         offset += 4;
     }
     match ethertype {
@@ -169,39 +188,42 @@ pub fn parse(frame: &impl Bytes, link_header: u32) -> Result<Headers, Truncated>
 }
 
 #[inline(always)]
-fn ipv4(frame: &impl Bytes, offset: usize) -> Result<Headers, Truncated> {
-    let header_length = usize::from(first_byte(frame, offset)? & 0xf) * 4;
-    let fragment = u16::from_be(frame.u16(offset + 6).ok_or(Truncated)?);
-    let protocol = frame.u8(offset + 9).ok_or(Truncated)?;
+fn ipv4(frame: &impl Frame, offset: usize) -> Result<Headers, Truncated> {
+    let header = frame.view(offset, 20).ok_or(Truncated)?;
+    let length = usize::from(header.u8(0) & 0xf) * 4;
+    let first = u16::from_be(header.u16(6)) & 0x1fff == 0;
     let mut headers = Headers { network: Network::V4, ..Headers::NONE };
-    headers.source[0] = frame.u32(offset + 12).ok_or(Truncated)?;
-    headers.destination[0] = frame.u32(offset + 16).ok_or(Truncated)?;
-    headers.transport(frame, offset + header_length, protocol, fragment & 0x1fff == 0)
+    headers.source[0] = header.u32(12);
+    headers.destination[0] = header.u32(16);
+    headers.transport(frame, offset + length, header.u8(9), first)
 }
 
 #[inline(always)]
-fn ipv6(frame: &impl Bytes, offset: usize) -> Result<Headers, Truncated> {
-    let mut next = frame.u8(offset + 6).ok_or(Truncated)?;
-    let source = address6(frame, offset + 8)?;
-    let destination = address6(frame, offset + 24)?;
-    let headers = Headers { network: Network::V6, source, destination, ..Headers::NONE };
+fn ipv6(frame: &impl Frame, offset: usize) -> Result<Headers, Truncated> {
+    let header = frame.view(offset, 40).ok_or(Truncated)?;
+    let mut next = header.u8(6);
+    let words = |offset| {
+        [header.u32(offset), header.u32(offset + 4), header.u32(offset + 8), header.u32(offset + 12)]
+    };
+    let headers = Headers { network: Network::V6, source: words(8), destination: words(24), ..Headers::NONE };
     let mut transport = offset + 40;
     let mut first = true;
     for _ in 0..EXTENSION_HEADERS {
         if !is_extension(next) {
             break;
         }
-        let [following, units] = frame.u16(transport).ok_or(Truncated)?.to_ne_bytes();
+        let extension = frame.view(transport, 4).ok_or(Truncated)?;
+        let units = usize::from(extension.u8(1));
         // RFC 8200 section 4, RFC 4302 section 2.2: each counts its length in a unit of its own.
         let length = match next {
-            protocol::AUTHENTICATION => usize::from(units) * 4 + 8,
+            protocol::AUTHENTICATION => units * 4 + 8,
             protocol::FRAGMENT => {
-                first = u16::from_be(frame.u16(transport + 2).ok_or(Truncated)?) & 0xfff8 == 0;
+                first = u16::from_be(extension.u16(2)) & 0xfff8 == 0;
                 8
             }
-            _ => usize::from(units) * 8 + 8,
+            _ => units * 8 + 8,
         };
-        next = following;
+        next = extension.u8(0);
         transport += length;
         if !first {
             break;
@@ -211,13 +233,6 @@ fn ipv6(frame: &impl Bytes, offset: usize) -> Result<Headers, Truncated> {
         return Ok(headers);
     }
     headers.transport(frame, transport, next, first)
-}
-
-/// The byte at `offset`, read with the one behind it: LLVM turns the check for a single byte into
-/// `offset >= end`, from which the verifier learns nothing.
-#[inline(always)]
-fn first_byte(frame: &impl Bytes, offset: usize) -> Result<u8, Truncated> {
-    Ok(frame.u16(offset).ok_or(Truncated)?.to_ne_bytes()[0])
 }
 
 #[inline(always)]
@@ -232,24 +247,14 @@ fn is_extension(next: u8) -> bool {
     )
 }
 
-#[inline(always)]
-fn address6(frame: &impl Bytes, offset: usize) -> Result<[u32; 4], Truncated> {
-    Ok([
-        frame.u32(offset).ok_or(Truncated)?,
-        frame.u32(offset + 4).ok_or(Truncated)?,
-        frame.u32(offset + 8).ok_or(Truncated)?,
-        frame.u32(offset + 12).ok_or(Truncated)?,
-    ])
-}
-
 /// How long the headers of each segment of a super-packet are, in bytes: what the wire carries again for
 /// every segment but the first.
 #[inline(always)]
 #[must_use]
-pub fn segment_header(frame: &impl Bytes, headers: &Headers) -> u32 {
+pub fn segment_header(frame: &impl Frame, headers: &Headers) -> u32 {
     match headers.protocol {
         protocol::TCP => {
-            let words = frame.u8(headers.transport as usize + 12).unwrap_or(0) >> 4;
+            let words = frame.view(headers.transport as usize, 13).map_or(0, |header| header.u8(12) >> 4);
             headers.transport + u32::from(words) * 4
         }
         protocol::UDP => headers.transport + 8,
@@ -263,27 +268,22 @@ pub(crate) mod tests {
 
     use super::*;
 
-    impl Bytes for [u8] {
-        fn u8(&self, offset: usize) -> Option<u8> {
-            self.get(offset).copied()
-        }
-        fn u16(&self, offset: usize) -> Option<u16> {
-            self.get(offset..offset + 2).map(|b| u16::from_ne_bytes([b[0], b[1]]))
-        }
-        fn u32(&self, offset: usize) -> Option<u32> {
-            self.get(offset..offset + 4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]))
+    impl Frame for Vec<u8> {
+        type View = Vec<u8>;
+        fn view(&self, offset: usize, length: usize) -> Option<Vec<u8>> {
+            self.get(offset..offset + length).map(<[u8]>::to_vec)
         }
     }
 
-    impl Bytes for Vec<u8> {
-        fn u8(&self, offset: usize) -> Option<u8> {
-            self.as_slice().u8(offset)
+    impl View for Vec<u8> {
+        fn u8(&self, offset: usize) -> u8 {
+            self[offset]
         }
-        fn u16(&self, offset: usize) -> Option<u16> {
-            self.as_slice().u16(offset)
+        fn u16(&self, offset: usize) -> u16 {
+            u16::from_ne_bytes([self[offset], self[offset + 1]])
         }
-        fn u32(&self, offset: usize) -> Option<u32> {
-            self.as_slice().u32(offset)
+        fn u32(&self, offset: usize) -> u32 {
+            u32::from_ne_bytes(std::array::from_fn(|byte| self[offset + byte]))
         }
     }
 
@@ -336,7 +336,7 @@ pub(crate) mod tests {
         for tags in [&[][..], &[ethertype::VLAN], &[ethertype::QINQ, ethertype::VLAN]] {
             for options in [0, 1, 10] {
                 let frame = [ethernet(tags, ethertype::IPV4), ipv4(options, 0x4000, 17), udp()].concat();
-                let headers = parse(&frame, 14).expect("whole");
+                let headers = parse(&frame, true).expect("whole");
                 assert_eq!((protocol(&headers), ports(&headers)), (Some(17), DNS));
                 assert_eq!(headers.transport as usize, frame.len() - 8);
                 assert_eq!(headers.network, Network::V4);
@@ -346,30 +346,30 @@ pub(crate) mod tests {
         }
         let three = [ethertype::VLAN; 3];
         let frame = [ethernet(&three, ethertype::IPV4), ipv4(0, 0, 17), udp()].concat();
-        assert_eq!(parse(&frame, 14), Ok(Headers::NONE));
+        assert_eq!(parse(&frame, true), Ok(Headers::NONE));
     }
 
     #[test]
     fn bare_ip() {
-        assert_eq!(ports(&parse(&[ipv4(0, 0, 17), udp()].concat(), 0).expect("whole")), DNS);
-        assert_eq!(ports(&parse(&[ipv6(17), udp()].concat(), 0).expect("whole")), DNS);
-        assert_eq!(parse(&vec![0xf0; 64], 0), Ok(Headers::NONE));
+        assert_eq!(ports(&parse(&[ipv4(0, 0, 17), udp()].concat(), false).expect("whole")), DNS);
+        assert_eq!(ports(&parse(&[ipv6(17), udp()].concat(), false).expect("whole")), DNS);
+        assert_eq!(parse(&vec![0xf0; 64], false), Ok(Headers::NONE));
     }
 
     #[test]
     fn fragments_have_ports_only_in_the_first() {
         let first = [ipv4(0, 0x2000, 17), udp()].concat();
         let later = [ipv4(0, 0x2005, 17), udp()].concat();
-        assert_eq!(ports(&parse(&first, 0).expect("whole")), DNS);
-        let headers = parse(&later, 0).expect("whole");
+        assert_eq!(ports(&parse(&first, false).expect("whole")), DNS);
+        let headers = parse(&later, false).expect("whole");
         assert_eq!((protocol(&headers), ports(&headers)), (Some(17), None));
         // Also where the fragment is shorter than a transport header.
-        assert!(parse(&later[..22].to_vec(), 0).is_ok());
+        assert!(parse(&later[..22].to_vec(), false).is_ok());
 
         let first6 = [ipv6(44), vec![17, 0, 0, 1, 0, 0, 0, 9], udp()].concat();
         let later6 = [ipv6(44), vec![17, 0, 0, 0x21, 0, 0, 0, 9], udp()].concat();
-        assert_eq!(ports(&parse(&first6, 0).expect("whole")), DNS);
-        let headers = parse(&later6, 0).expect("whole");
+        assert_eq!(ports(&parse(&first6, false).expect("whole")), DNS);
+        let headers = parse(&later6, false).expect("whole");
         assert_eq!((protocol(&headers), ports(&headers)), (Some(17), None));
     }
 
@@ -378,7 +378,7 @@ pub(crate) mod tests {
         let options = |next: u8| [vec![next, 1], vec![0; 14]].concat();
         let authentication = |next: u8| [vec![next, 4], vec![0; 22]].concat();
         let frame = [ipv6(0), options(60), options(51), authentication(17), udp()].concat();
-        let headers = parse(&frame, 0).expect("whole");
+        let headers = parse(&frame, false).expect("whole");
         assert_eq!((protocol(&headers), ports(&headers)), (Some(17), DNS));
         assert_eq!(headers.transport as usize, frame.len() - 8);
 
@@ -388,7 +388,7 @@ pub(crate) mod tests {
         }
         seven.extend(options(17));
         seven.extend(udp());
-        let headers = parse(&seven, 0).expect("whole");
+        let headers = parse(&seven, false).expect("whole");
         assert_eq!(headers.network, Network::V6);
         assert_eq!((protocol(&headers), ports(&headers)), (None, None));
     }
@@ -396,18 +396,18 @@ pub(crate) mod tests {
     #[test]
     fn not_ip() {
         let arp = [ethernet(&[], 0x0806), vec![0; 28]].concat();
-        assert_eq!(parse(&arp, 14), Ok(Headers::NONE));
+        assert_eq!(parse(&arp, true), Ok(Headers::NONE));
         let icmp = [ipv4(0, 0, 1), vec![8, 0, 0, 0]].concat();
-        let headers = parse(&icmp, 0).expect("whole");
+        let headers = parse(&icmp, false).expect("whole");
         assert_eq!((protocol(&headers), ports(&headers)), (Some(1), None));
     }
 
     #[test]
     fn every_cut_is_noticed() {
         let whole = [ethernet(&[ethertype::VLAN], ethertype::IPV6), ipv6(6), vec![0; 4]].concat();
-        assert!(parse(&whole, 14).is_ok());
+        assert!(parse(&whole, true).is_ok());
         for length in 0..whole.len() {
-            assert_eq!(parse(&whole[..length].to_vec(), 14), Err(Truncated), "{length}");
+            assert_eq!(parse(&whole[..length].to_vec(), true), Err(Truncated), "{length}");
         }
     }
 
@@ -416,15 +416,15 @@ pub(crate) mod tests {
         let mut tcp = vec![0; 32];
         tcp[12] = 0x80;
         let frame = [ethernet(&[], ethertype::IPV4), ipv4(0, 0, 6), tcp].concat();
-        assert_eq!(segment_header(&frame, &parse(&frame, 14).expect("whole")), 14 + 20 + 32);
+        assert_eq!(segment_header(&frame, &parse(&frame, true).expect("whole")), 14 + 20 + 32);
         let frame = [ethernet(&[], ethertype::IPV6), ipv6(17), udp()].concat();
-        assert_eq!(segment_header(&frame, &parse(&frame, 14).expect("whole")), 14 + 40 + 8);
+        assert_eq!(segment_header(&frame, &parse(&frame, true).expect("whole")), 14 + 40 + 8);
     }
 
     proptest! {
         #[test]
         fn garbage_never_panics(frame in proptest::collection::vec(any::<u8>(), 0..256), ethernet: bool) {
-            if let Ok(headers) = parse(&frame, if ethernet { 14 } else { 0 }) {
+            if let Ok(headers) = parse(&frame, ethernet) {
                 let _ = segment_header(&frame, &headers);
             }
         }

@@ -101,7 +101,7 @@ impl Attachment {
 /// Without `XDP_FLAGS_DRV_MODE` the kernel would run the program after it has made a socket buffer, which
 /// costs more than tc does; without a link (netlink's way) it would outlive a crash.
 fn native_xdp(programs: &mut Programs, device: &Device) -> std::result::Result<OwnedFd, String> {
-    if device.link_header == 0 {
+    if !device.ethernet {
         return Err(format!("no XDP on {}: its packets have no Ethernet header", device.name));
     }
     let attach = |programs: &mut Programs| -> Result<OwnedFd> {

@@ -33,8 +33,8 @@ const ADDRESS_MAPS: [(End, [&str; 4]); 2] = [
 pub struct Environment {
     /// The owner's tgid, or 0 for nobody.
     pub owner_tgid: u32,
-    /// Length of the link-layer header in bytes.
-    pub link_header: u32,
+    /// Whether frames begin with an Ethernet header, or with IP.
+    pub ethernet: bool,
 }
 
 /// The programs and their maps in the kernel, disarmed until [`Programs::set_control`] says otherwise. All of
@@ -54,7 +54,7 @@ impl Programs {
     pub fn load(tables: &Tables, seed: u64, environment: Environment) -> Result<Self> {
         let setup = Setup {
             owner_tgid: environment.owner_tgid,
-            link_header: environment.link_header,
+            ethernet: environment.ethernet.into(),
             tgid_offset: KernelTypes::read()?.offset("task_struct", "tgid")?,
             ..tables.setup
         };

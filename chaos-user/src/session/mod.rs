@@ -119,7 +119,7 @@ impl Prepared {
     fn attach(plan: &Plan, owner: Process) -> kernel::Result<(Tables, Programs, Vec<Attachment>)> {
         let tables = Tables::new(&plan.rules);
         let environment =
-            Environment { owner_tgid: owner.pid.cast_unsigned(), link_header: plan.device.link_header };
+            Environment { owner_tgid: owner.pid.cast_unsigned(), ethernet: plan.device.ethernet };
         let mut programs = Programs::load(&tables, plan.seed, environment)?;
         let directions = [Direction::In, Direction::Out].into_iter().filter(|way| tables.acts(*way));
         let attachments = directions

@@ -9,8 +9,8 @@ pub struct Device {
     pub name: String,
     /// Its number there.
     pub ifindex: u32,
-    /// Length of its link-layer header in bytes: 14 on Ethernet, 0 where packets begin with IP.
-    pub link_header: u32,
+    /// Whether its frames begin with an Ethernet header, or with IP.
+    pub ethernet: bool,
 }
 
 /// An interface that is not there, or of a kind whose packets cannot be read.
@@ -37,8 +37,6 @@ pub enum DeviceError {
     Kernel(#[from] kernel::Error),
 }
 
-const ETHERNET_HEADER: u32 = 14;
-
 /// Cellular modems; not in the libc crate.
 const ARPHRD_RAWIP: u16 = 519;
 
@@ -54,18 +52,18 @@ impl Device {
             let there: Vec<_> = netlink.links()?.into_iter().map(|link| link.name).collect();
             return Err(DeviceError::Unknown { name: name.into(), there: there.join(", ") });
         };
-        let link_header = match link.layer {
+        let ethernet = match link.layer {
             // Loopback has an Ethernet header of zeros and the type.
-            libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK => ETHERNET_HEADER,
+            libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK => true,
             libc::ARPHRD_NONE
             | libc::ARPHRD_PPP
             | libc::ARPHRD_TUNNEL
             | libc::ARPHRD_TUNNEL6
             | libc::ARPHRD_SIT
             | libc::ARPHRD_IPGRE
-            | ARPHRD_RAWIP => 0,
+            | ARPHRD_RAWIP => false,
             layer => return Err(DeviceError::LinkType { name: name.into(), layer }),
         };
-        Ok(Self { name: link.name, ifindex: link.index, link_header })
+        Ok(Self { name: link.name, ifindex: link.index, ethernet })
     }
 }

@@ -160,7 +160,7 @@ impl Case {
     fn measure(&self, lease_until: u64) -> Result<u32> {
         let rules: Vec<_> = (0..self.rules).map(|index| self.rule(index)).collect();
         // Nobody's packets are spared: the test runs are made by this very process.
-        let environment = Environment { owner_tgid: 0, link_header: 14 };
+        let environment = Environment { owner_tgid: 0, ethernet: true };
         let mut programs = Programs::load(&Tables::new(&rules), 1, environment)?;
         programs.set_control(Control { epoch: 1, not_before: clock::monotonic(), lease_until })?;
         let packet = packet(self.port);
