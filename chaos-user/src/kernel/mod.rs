@@ -1,5 +1,6 @@
 //! The only place that talks to the kernel.
 
+pub mod netlink;
 pub mod sys;
 
 use std::io;
