@@ -3,7 +3,7 @@
 
 use crate::{
     abi::{Direction, Setup},
-    packet::{Addresses, Headers, Ports},
+    packet::{Headers, Network},
 };
 
 /// One end of a packet, seen from the host whose interface it passes.
@@ -42,20 +42,17 @@ pub trait AddressTables<A> {
 pub fn classify(headers: &Headers, direction: Direction, setup: &Setup, tables: &impl Tables) -> u64 {
     let mut rules = setup.direction[direction as usize];
     if setup.any_protocol != u64::MAX {
-        rules &= setup.any_protocol | headers.protocol.map_or(0, |protocol| tables.protocol(protocol));
+        rules &= setup.any_protocol | if headers.has_protocol { tables.protocol(headers.protocol) } else { 0 };
     }
     if setup.any_remote_port & setup.any_local_port != u64::MAX && rules != 0 {
-        rules &= by_ports(headers.ports, direction, setup, tables);
+        rules &= by_ports(headers, direction, setup, tables);
     }
     if setup.any_remote & setup.any_local != u64::MAX && rules != 0 {
-        rules &= match headers.addresses {
-            Addresses::None => setup.any_remote & setup.any_local,
-            Addresses::V4 { source, destination } => {
-                by_addresses(&source, &destination, direction, setup, tables)
-            }
-            Addresses::V6 { source, destination } => {
-                by_addresses(&source, &destination, direction, setup, tables)
-            }
+        let (source, destination) = (&headers.source, &headers.destination);
+        rules &= match headers.network {
+            Network::Other => setup.any_remote & setup.any_local,
+            Network::V4 => by_addresses(&source[0], &destination[0], direction, setup, tables),
+            Network::V6 => by_addresses(source, destination, direction, setup, tables),
         };
     }
     rules
@@ -71,11 +68,11 @@ fn ends<T>(direction: Direction, source: T, destination: T) -> (T, T) {
 }
 
 #[inline(always)]
-fn by_ports(ports: Option<Ports>, direction: Direction, setup: &Setup, tables: &impl Tables) -> u64 {
-    let Some(Ports { source, destination }) = ports else {
+fn by_ports(headers: &Headers, direction: Direction, setup: &Setup, tables: &impl Tables) -> u64 {
+    if !headers.has_ports {
         return setup.any_remote_port & setup.any_local_port;
-    };
-    let (remote, local) = ends(direction, source, destination);
+    }
+    let (remote, local) = ends(direction, headers.source_port, headers.destination_port);
     let mut rules = u64::MAX;
     if setup.any_remote_port != u64::MAX {
         rules &= setup.any_remote_port | tables.port(End::Remote, remote);

@@ -52,7 +52,8 @@ pub fn in_window(window: &Window, before: u64) -> bool {
         return false;
     }
     let place = before - window.skip;
-    place < window.first && (place + 1) % window.every == 0
+    // Not `%`: its check for zero would leave a panic in the program.
+    place < window.first && (place + 1).checked_rem(window.every) == Some(0)
 }
 
 #[cfg(test)]

@@ -1,7 +1,13 @@
 //! The only place that talks to the kernel.
 
+pub mod btf;
+pub mod clock;
+pub mod counters;
 pub mod netlink;
+pub mod object;
+pub mod programs;
 pub mod sys;
+
 
 use std::io;
 
@@ -24,6 +30,20 @@ impl Error {
     /// The kernel's answer to `call` on `object`.
     pub fn new(call: &'static str, object: impl Into<String>, source: io::Error) -> Self {
         Self { call, object: object.into(), source }
+    }
+
+    /// What aya says, causes included.
+    pub(crate) fn aya(call: &'static str, object: impl Into<String>, error: &dyn std::error::Error) -> Self {
+        let mut text = error.to_string();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            let error_text = error.to_string();
+            if !text.contains(&error_text) {
+                text = format!("{text}: {error_text}");
+            }
+            cause = error.source();
+        }
+        Self::new(call, object, io::Error::other(text))
     }
 
     /// The `errno`, 0 if there was none.

@@ -1,0 +1,9 @@
+//! The eBPF objects this binary carries, as `build.rs` left them.
+
+use aya::include_bytes_aligned;
+
+/// The programs that inject faults.
+pub static FAULTS: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/faultline.o"));
+
+/// The bare programs that `cargo xtask bench` measures them against.
+pub static BASELINES: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bench.o"));

@@ -1,0 +1,269 @@
+//! Loads the programs, specialised for one run, and fills their maps.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+};
+
+use aya::{
+    Ebpf, EbpfLoader, Pod,
+    maps::{Array, HashMap, LpmTrie, Map, PerCpuArray, PerCpuValues, lpm_trie::Key},
+    programs::{Program, ProgramError, SchedClassifier, Xdp},
+    util::nr_cpus,
+};
+use chaos_ebpf::{
+    abi::{self, Control, Direction, HookState, RuleState, Setup, map, program, },
+    classify::End,
+    decide::random_start,
+};
+
+use super::{
+    Error, Result,
+    btf::KernelTypes,
+    counters::{Counters, MapIds},
+    object, sys,
+};
+use crate::fault::{Prefixes, Tables};
+
+/// The address maps of each end: whole IPv4 addresses, IPv4 prefixes, and the same for IPv6.
+const ADDRESS_MAPS: [(End, [&str; 4]); 2] = [
+    (End::Remote, [map::REMOTE4, map::REMOTE4_NET, map::REMOTE6, map::REMOTE6_NET]),
+    (End::Local, [map::LOCAL4, map::LOCAL4_NET, map::LOCAL6, map::LOCAL6_NET]),
+];
+
+/// Who must never be touched, and what the packets look like.
+#[derive(Clone, Copy, Debug)]
+pub struct Environment {
+    /// The owner's tgid, or 0 for nobody.
+    pub owner_tgid: u32,
+    /// Length of the link-layer header in bytes.
+    pub link_header: u32,
+}
+
+/// The programs and their maps in the kernel, disarmed until [`Programs::set_control`] says otherwise. All of
+/// it goes when this is dropped.
+#[derive(Debug)]
+pub struct Programs {
+    ebpf: Ebpf,
+    rules: u32,
+}
+
+impl Programs {
+    /// Creates the maps, writes the rules and loads the programs that `hooks` names, attached to nothing.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, with the end of the verifier's log.
+    pub fn load(tables: &Tables, seed: u64, environment: Environment) -> Result<Self> {
+        let setup = Setup {
+            owner_tgid: environment.owner_tgid,
+            link_header: environment.link_header,
+            tgid_offset: KernelTypes::read()?.offset("task_struct", "tgid")?,
+            ..tables.setup
+        };
+        let mut loader = EbpfLoader::new();
+        loader.override_global(map::SETUP, &setup, true);
+        for (name, entries) in sizes(tables) {
+            loader.map_max_entries(name, entries);
+        }
+        let ebpf = loader
+            .load(object::FAULTS)
+            .map_err(|error| Error::aya("load", "the maps", &error))?;
+        let mut programs = Self { ebpf, rules: tables.rules.len() as u32 };
+        programs.fill(tables, seed)?;
+        Ok(programs)
+    }
+
+    fn fill(&mut self, tables: &Tables, seed: u64) -> Result<()> {
+        self.set_rules(&tables.rules)?;
+        self.seed(seed)?;
+        let mut protocols: Array<_, u64> = self.typed(map::PROTOCOL)?;
+        for (protocol, rules) in &tables.protocols {
+            protocols.set(u32::from(*protocol), rules, 0).map_err(|error| Error::aya("write", map::PROTOCOL, &error))?;
+        }
+        for (end, name) in [(End::Remote, map::REMOTE_PORT), (End::Local, map::LOCAL_PORT)] {
+            let mut ports: Array<_, u64> = self.typed(name)?;
+            for ((_, port), rules) in tables.ports.range((end, 0)..=(end, u16::MAX)) {
+                ports.set(u32::from(*port), rules, 0).map_err(|error| Error::aya("write", name, &error))?;
+            }
+        }
+        for (end, [v4, v4_net, v6, v6_net]) in ADDRESS_MAPS {
+            if let Some(prefixes) = tables.v4.get(&end) {
+                self.fill_addresses(prefixes, 32, v4, v4_net, |octets| u32::from_ne_bytes(*octets))?;
+            }
+            if let Some(prefixes) = tables.v6.get(&end) {
+                self.fill_addresses(prefixes, 128, v6, v6_net, |octets| *octets)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn fill_addresses<A, K: Pod>(
+        &mut self,
+        prefixes: &Prefixes<A>,
+        longest: u8,
+        whole_name: &'static str,
+        prefix_name: &'static str,
+        key: impl Fn(&A) -> K,
+    ) -> Result<()> {
+        let mut whole: HashMap<_, K, u64> = self.typed(whole_name)?;
+        for ((address, _), rules) in prefixes.iter().filter(|((_, length), _)| *length == longest) {
+            whole.insert(key(address), rules, 0).map_err(|error| Error::aya("write", whole_name, &error))?;
+        }
+        let mut nets: LpmTrie<_, K, u64> = self.typed(prefix_name)?;
+        for ((address, length), rules) in prefixes.iter().filter(|((_, length), _)| *length < longest) {
+            let key = Key::new(u32::from(*length), key(address));
+            nets.insert(&key, rules, 0).map_err(|error| Error::aya("write", prefix_name, &error))?;
+        }
+        Ok(())
+    }
+
+    fn seed(&mut self, seed: u64) -> Result<()> {
+        let cpus = nr_cpus().map_err(|(path, source)| Error::new("read", path, source))? as u32;
+        let rules = self.rules;
+        let mut state: PerCpuArray<_, RuleState> = self.typed(map::STATE)?;
+        for rule in 0..rules {
+            let start = |cpu| RuleState { random: random_start(seed, rule, cpu), ..RuleState::default() };
+            let starts: Vec<_> = (0..cpus).map(start).collect();
+            let values = PerCpuValues::try_from(starts).map_err(|source| Error::new("write", map::STATE, source))?;
+            state.set(rule, values, 0).map_err(|error| Error::aya("write", map::STATE, &error))?;
+        }
+        Ok(())
+    }
+
+    /// Writes the rules; while the control block is disarmed nothing reads them.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn set_rules(&mut self, rules: &[abi::Rule]) -> Result<()> {
+        let mut rows: Array<_, abi::Rule> = self.typed(map::RULES)?;
+        for (index, rule) in (0..).zip(rules) {
+            rows.set(index, rule, 0).map_err(|error| Error::aya("write", map::RULES, &error))?;
+        }
+        Ok(())
+    }
+
+    /// Arms, renews or disarms: one write.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn set_control(&mut self, control: Control) -> Result<()> {
+        let mut switch: Array<_, Control> = self.typed(map::CONTROL)?;
+        switch.set(0, control, 0).map_err(|error| Error::aya("write", map::CONTROL, &error))
+    }
+
+    /// Loads the XDP program and returns its fd.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, with the end of the verifier's log.
+    pub fn xdp(&mut self) -> Result<BorrowedFd<'_>> {
+        let xdp: &mut Xdp = self.program(program::XDP)?;
+        if xdp.fd().is_err() {
+            xdp.load().map_err(|error| refused(program::XDP, error))?;
+        }
+        xdp.fd().map(AsFd::as_fd).map_err(|error| refused(program::XDP, error))
+    }
+
+    /// Loads the tc program for one direction and returns its fd.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, with the end of the verifier's log.
+    pub fn tc(&mut self, direction: Direction) -> Result<BorrowedFd<'_>> {
+        let name = match direction {
+            Direction::In => program::TC_IN,
+            Direction::Out => program::TC_OUT,
+        };
+        let tc: &mut SchedClassifier = self.program(name)?;
+        if tc.fd().is_err() {
+            tc.load().map_err(|error| refused(name, error))?;
+        }
+        tc.fd().map(AsFd::as_fd).map_err(|error| refused(name, error))
+    }
+
+    fn program<'a, P>(&'a mut self, name: &'static str) -> Result<&'a mut P>
+    where
+        &'a mut P: TryFrom<&'a mut Program>,
+    {
+        self.ebpf
+            .program_mut(name)
+            .and_then(|program| program.try_into().ok())
+            .ok_or_else(|| Error::new("look-up", name, io::ErrorKind::NotFound.into()))
+    }
+
+    /// The numbers of the maps by which other processes follow the run.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn map_ids(&self) -> Result<MapIds> {
+        let id = |name| match self.ebpf.map(name) {
+            Some(Map::Array(data) | Map::PerCpuArray(data)) => Ok(sys::map_info(data.fd().as_fd())?.0),
+            _ => Err(missing(name)),
+        };
+        Ok(MapIds { control: id(map::CONTROL)?, state: id(map::STATE)?, hooks: id(map::HOOKS)? })
+    }
+
+    fn typed<'a, M>(&'a mut self, name: &'static str) -> Result<M>
+    where
+        M: TryFrom<&'a mut Map>,
+    {
+        self.ebpf.map_mut(name).and_then(|map| map.try_into().ok()).ok_or_else(|| missing(name))
+    }
+
+    /// The counts of all rules, over all CPUs.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn counters(&self) -> Result<Counters> {
+        let state = self.ebpf.map(map::STATE).ok_or_else(|| missing(map::STATE))?;
+        let hooks = self.ebpf.map(map::HOOKS).ok_or_else(|| missing(map::HOOKS))?;
+        let state: PerCpuArray<_, RuleState> = state.try_into().map_err(|_| missing(map::STATE))?;
+        let hooks: PerCpuArray<_, HookState> = hooks.try_into().map_err(|_| missing(map::HOOKS))?;
+        Counters::read(&state, &hooks, self.rules)
+    }
+}
+
+/// How many entries the maps need whose size depends on the run; the kernel refuses none at all.
+fn sizes(tables: &Tables) -> Vec<(&'static str, u32)> {
+    let mut sizes = Vec::new();
+    for (end, any, name) in [
+        (End::Remote, tables.setup.any_remote_port, map::REMOTE_PORT),
+        (End::Local, tables.setup.any_local_port, map::LOCAL_PORT),
+    ] {
+        debug_assert_eq!(any != u64::MAX, tables.ports.keys().any(|key| key.0 == end));
+        sizes.push((name, if any == u64::MAX { 1 } else { 1 << 16 }));
+    }
+    for (end, [v4, v4_net, v6, v6_net]) in ADDRESS_MAPS {
+        let (whole4, all4) = lengths(tables.v4.get(&end), 32);
+        let (whole6, all6) = lengths(tables.v6.get(&end), 128);
+        sizes.extend([(v4, whole4), (v4_net, all4 - whole4), (v6, whole6), (v6_net, all6 - whole6)]);
+    }
+    sizes.into_iter().map(|(name, entries)| (name, entries.max(1))).collect()
+}
+
+fn lengths<A>(prefixes: Option<&Prefixes<A>>, longest: u8) -> (u32, u32) {
+    let Some(prefixes) = prefixes else { return (0, 0) };
+    let whole = prefixes.keys().filter(|(_, length)| *length == longest).count();
+    (whole as u32, prefixes.len() as u32)
+}
+
+fn missing(name: &'static str) -> Error {
+    Error::new("look-up", name, io::ErrorKind::NotFound.into())
+}
+
+/// A program the kernel did not take, with what the verifier said last rather than all it said.
+fn refused(name: &'static str, error: ProgramError) -> Error {
+    let ProgramError::LoadError { io_error, verifier_log } = error else {
+        return Error::aya("load", name, &error);
+    };
+    let log = verifier_log.to_string();
+    if std::env::var("VLOG").is_ok() { eprintln!("{log}"); }
+    let last = log.lines().rev().map(str::trim).find(|line| !line.is_empty() && !line.starts_with("processed ") && !line.starts_with("stack depth "));
+    let object = last.map_or_else(|| name.to_string(), |last| format!("{name}: {last}"));
+    Error::new("bpf(BPF_PROG_LOAD)", object, io_error)
+}

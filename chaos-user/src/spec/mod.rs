@@ -1,0 +1,21 @@
+//! What the user wrote, as values that cannot be invalid. Every message says what would be right; the caller
+//! names the option.
+
+mod net;
+mod percent;
+mod select;
+
+pub use net::{LossSpec, NetSpec, Sides};
+pub use percent::Percent;
+pub use select::{PortRange, Protocol, Selectors, parse_duration, parse_network};
+
+/// Text that means nothing we know.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Invalid(String);
+
+impl Invalid {
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self(message.into())
+    }
+}

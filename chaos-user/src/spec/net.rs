@@ -1,0 +1,78 @@
+//! A network fault as it was written.
+
+use std::{fmt, time::Duration};
+
+use chaos_ebpf::abi::{Direction, Window};
+
+use super::{Percent, Selectors};
+use crate::target::Netns;
+
+/// Which packets of an interface: those it receives, those it sends, or the conversation of both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sides {
+    /// Received.
+    In,
+    /// Sent.
+    #[default]
+    Out,
+    /// Sent, and what comes back.
+    Both,
+}
+
+impl Sides {
+    /// The directions it stands for.
+    #[must_use]
+    pub fn directions(self) -> &'static [Direction] {
+        match self {
+            Self::In => &[Direction::In],
+            Self::Out => &[Direction::Out],
+            Self::Both => &[Direction::In, Direction::Out],
+        }
+    }
+}
+
+/// Packet loss.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LossSpec {
+    /// The chance of each packet to be lost.
+    pub percent: Percent,
+    /// Where.
+    pub sides: Sides,
+    /// Which packets: as they go in the fault's direction, and with [`Sides::Both`] as they are sent; what
+    /// comes back is matched with the ends exchanged.
+    pub selectors: Selectors,
+    /// Which of these by their order, in each direction for itself.
+    pub window: Window,
+}
+
+impl fmt::Display for LossSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { percent, sides: _, selectors, window } = self;
+        write!(f, "loss {percent}{selectors}")?;
+        if window.skip != 0 {
+            write!(f, " --skip {}", window.skip)?;
+        }
+        if window.first != u64::MAX {
+            write!(f, " --first {}", window.first)?;
+        }
+        if window.every != 1 {
+            write!(f, " --every {}", window.every)?;
+        }
+        Ok(())
+    }
+}
+
+/// Network faults on one interface.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NetSpec {
+    /// The interface's name.
+    pub device: String,
+    /// The network namespace it lies in; the caller's own if none is named.
+    pub netns: Option<Netns>,
+    /// The faults.
+    pub faults: Vec<LossSpec>,
+    /// Seed of the random numbers; drawn if none is given.
+    pub seed: Option<u64>,
+    /// How long; until interrupted if it does not say.
+    pub duration: Option<Duration>,
+}
