@@ -59,11 +59,23 @@ pub mod map {
 /// Which way a packet goes, seen from the host whose interface it is.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Direction {
     /// Received: the remote end is the source.
     In = 0,
     /// Sent: the remote end is the destination.
     Out = 1,
+}
+
+impl Direction {
+    /// As it is written on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::In => "in",
+            Self::Out => "out",
+        }
+    }
 }
 
 /// How many [`Direction`]s there are.
@@ -164,6 +176,7 @@ pub struct Rule {
 /// Packets, the segments they are on the wire, and the bytes these make there (without preamble and FCS).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 pub struct Count {
     /// Packets as the hook sees them: a GSO or GRO super-packet is one.
     pub packets: u64,

@@ -42,7 +42,8 @@ pub trait AddressTables<A> {
 pub fn classify(headers: &Headers, direction: Direction, setup: &Setup, tables: &impl Tables) -> u64 {
     let mut rules = setup.direction[direction as usize];
     if setup.any_protocol != u64::MAX {
-        rules &= setup.any_protocol | if headers.has_protocol { tables.protocol(headers.protocol) } else { 0 };
+        rules &=
+            setup.any_protocol | if headers.has_protocol { tables.protocol(headers.protocol) } else { 0 };
     }
     if setup.any_remote_port & setup.any_local_port != u64::MAX && rules != 0 {
         rules &= by_ports(headers, direction, setup, tables);

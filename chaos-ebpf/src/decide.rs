@@ -56,6 +56,13 @@ pub fn in_window(window: &Window, before: u64) -> bool {
     place < window.first && (place + 1).checked_rem(window.every) == Some(0)
 }
 
+/// How many of a rule's first `matched` packets lay in its window: those it could act on.
+#[must_use]
+pub fn eligible(window: &Window, matched: u64) -> u64 {
+    let within = matched.saturating_sub(window.skip).min(window.first);
+    within.checked_div(window.every).unwrap_or(0)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -111,6 +118,7 @@ mod tests {
             let expected: Vec<u64> = after_skip.take(first as usize).enumerate()
                 .filter(|(place, _)| (place + 1) % every as usize == 0).map(|(_, n)| n).collect();
             let found: Vec<u64> = (0..length).filter(|n| in_window(&window, *n)).collect();
+            prop_assert_eq!(eligible(&window, length), found.len() as u64);
             prop_assert_eq!(found, expected);
         }
 

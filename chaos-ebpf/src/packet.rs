@@ -70,7 +70,13 @@ impl Headers {
 
     /// Takes note of the transport header, and of its ports unless this is a later fragment.
     #[inline(always)]
-    fn transport(mut self, frame: &impl Bytes, offset: usize, protocol: u8, first: bool) -> Result<Self, Truncated> {
+    fn transport(
+        mut self,
+        frame: &impl Bytes,
+        offset: usize,
+        protocol: u8,
+        first: bool,
+    ) -> Result<Self, Truncated> {
         self.has_protocol = true;
         self.protocol = protocol;
         self.transport = offset as u32;

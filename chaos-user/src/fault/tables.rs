@@ -304,9 +304,11 @@ mod tests {
             true => (packet.source, packet.destination),
             false => (packet.destination, packet.source),
         };
-        let ports = packet.ports.map(|(source, destination)| {
-            if exchange { (source, destination) } else { (destination, source) }
-        });
+        let ports = packet.ports.map(
+            |(source, destination)| {
+                if exchange { (source, destination) } else { (destination, source) }
+            },
+        );
         let network = |networks: &[IpNet], address: Option<IpAddr>| {
             networks.is_empty()
                 || address.is_some_and(|address| networks.iter().any(|network| network.contains(&address)))

@@ -19,7 +19,8 @@ impl KernelTypes {
     ///
     /// If the kernel was built without `CONFIG_DEBUG_INFO_BTF`, or has nothing readable there.
     pub fn read() -> Result<Self> {
-        let bytes = std::fs::read(Path::new(VMLINUX)).map_err(|source| Error::new("open", VMLINUX, source))?;
+        let bytes =
+            std::fs::read(Path::new(VMLINUX)).map_err(|source| Error::new("open", VMLINUX, source))?;
         Btf::from_bytes(&bytes).map(Self).map_err(|error| unreadable(&error))
     }
 
@@ -38,7 +39,11 @@ impl KernelTypes {
                 }
             }
         }
-        Err(Error::new("look-up", format!("{structure}.{field} in {VMLINUX}"), io::ErrorKind::NotFound.into()))
+        Err(Error::new(
+            "look-up",
+            format!("{structure}.{field} in {VMLINUX}"),
+            io::ErrorKind::NotFound.into(),
+        ))
     }
 }
 

@@ -94,11 +94,7 @@ impl MapIds {
     ///
     /// The kernel's; the maps go when their owner does.
     pub fn read(self, rules: u32) -> Result<(Control, Counters)> {
-        fn open<M: TryFrom<Map>>(
-            id: u32,
-            name: &'static str,
-            wrap: impl Fn(MapData) -> Map,
-        ) -> Result<M> {
+        fn open<M: TryFrom<Map>>(id: u32, name: &'static str, wrap: impl Fn(MapData) -> Map) -> Result<M> {
             let data = MapData::from_id(id).map_err(|error| Error::aya("open", name, &error))?;
             M::try_from(wrap(data)).map_err(|_| Error::new("open", name, io::ErrorKind::InvalidData.into()))
         }

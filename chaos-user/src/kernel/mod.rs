@@ -1,5 +1,6 @@
 //! The only place that talks to the kernel.
 
+pub mod attach;
 pub mod btf;
 pub mod clock;
 pub mod counters;
@@ -7,7 +8,6 @@ pub mod netlink;
 pub mod object;
 pub mod programs;
 pub mod sys;
-
 
 use std::io;
 

@@ -12,7 +12,7 @@ use aya::{
     util::nr_cpus,
 };
 use chaos_ebpf::{
-    abi::{self, Control, Direction, HookState, RuleState, Setup, map, program, },
+    abi::{self, Control, Direction, HookState, RuleState, Setup, map, program},
     classify::End,
     decide::random_start,
 };
@@ -66,9 +66,7 @@ impl Programs {
         for (name, entries) in sizes(tables) {
             loader.map_max_entries(name, entries);
         }
-        let ebpf = loader
-            .load(object::FAULTS)
-            .map_err(|error| Error::aya("load", "the maps", &error))?;
+        let ebpf = loader.load(object::FAULTS).map_err(|error| Error::aya("load", "the maps", &error))?;
         let mut programs = Self { ebpf, rules: tables.rules.len() as u32 };
         programs.fill(tables, seed)?;
         Ok(programs)
@@ -79,7 +77,9 @@ impl Programs {
         self.seed(seed)?;
         let mut protocols: Array<_, u64> = self.typed(map::PROTOCOL)?;
         for (protocol, rules) in &tables.protocols {
-            protocols.set(u32::from(*protocol), rules, 0).map_err(|error| Error::aya("write", map::PROTOCOL, &error))?;
+            protocols
+                .set(u32::from(*protocol), rules, 0)
+                .map_err(|error| Error::aya("write", map::PROTOCOL, &error))?;
         }
         for (end, name) in [(End::Remote, map::REMOTE_PORT), (End::Local, map::LOCAL_PORT)] {
             let mut ports: Array<_, u64> = self.typed(name)?;
@@ -125,7 +125,8 @@ impl Programs {
         for rule in 0..rules {
             let start = |cpu| RuleState { random: random_start(seed, rule, cpu), ..RuleState::default() };
             let starts: Vec<_> = (0..cpus).map(start).collect();
-            let values = PerCpuValues::try_from(starts).map_err(|source| Error::new("write", map::STATE, source))?;
+            let values =
+                PerCpuValues::try_from(starts).map_err(|source| Error::new("write", map::STATE, source))?;
             state.set(rule, values, 0).map_err(|error| Error::aya("write", map::STATE, &error))?;
         }
         Ok(())
@@ -262,8 +263,12 @@ fn refused(name: &'static str, error: ProgramError) -> Error {
         return Error::aya("load", name, &error);
     };
     let log = verifier_log.to_string();
-    if std::env::var("VLOG").is_ok() { eprintln!("{log}"); }
-    let last = log.lines().rev().map(str::trim).find(|line| !line.is_empty() && !line.starts_with("processed ") && !line.starts_with("stack depth "));
+    if std::env::var("VLOG").is_ok() {
+        eprintln!("{log}");
+    }
+    let last = log.lines().rev().map(str::trim).find(|line| {
+        !line.is_empty() && !line.starts_with("processed ") && !line.starts_with("stack depth ")
+    });
     let object = last.map_or_else(|| name.to_string(), |last| format!("{name}: {last}"));
     Error::new("bpf(BPF_PROG_LOAD)", object, io_error)
 }

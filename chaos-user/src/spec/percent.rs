@@ -31,11 +31,10 @@ impl FromStr for Percent {
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
         let number = text.strip_suffix('%').unwrap_or(text).trim();
-        let percent = number
-            .parse::<f64>()
-            .ok()
-            .filter(|percent| percent.is_finite())
-            .ok_or_else(|| Invalid::new("not a percentage; write it as 30% or 0.01%, between 0% and 100%"))?;
+        let percent =
+            number.parse::<f64>().ok().filter(|percent| percent.is_finite()).ok_or_else(|| {
+                Invalid::new("not a percentage; write it as 30% or 0.01%, between 0% and 100%")
+            })?;
         if !(0.0..=100.0).contains(&percent) {
             return Err(Invalid::new("a percentage lies between 0% and 100%"));
         }

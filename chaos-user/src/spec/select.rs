@@ -58,7 +58,9 @@ pub fn parse_network(text: &str) -> Result<IpNet, Invalid> {
         .ok()
         .and_then(|length| IpNet::new(address, length).ok())
         .map(|network| network.trunc())
-        .ok_or_else(|| Invalid::new(format!("an {family} prefix is at most {longest} bits long, not {length}")))
+        .ok_or_else(|| {
+            Invalid::new(format!("an {family} prefix is at most {longest} bits long, not {length}"))
+        })
 }
 
 /// A duration as systemd and kubectl write it: `30s`, `5m`, `1h30m`, `250ms`.
@@ -151,10 +153,9 @@ impl FromStr for Protocol {
             "tcp" => Ok(Self::Tcp),
             "udp" => Ok(Self::Udp),
             "icmp" => Ok(Self::Icmp),
-            number => number
-                .parse()
-                .map(Self::Number)
-                .map_err(|_| Invalid::new("not a protocol; write tcp, udp, icmp or a number between 0 and 255")),
+            number => number.parse().map(Self::Number).map_err(|_| {
+                Invalid::new("not a protocol; write tcp, udp, icmp or a number between 0 and 255")
+            }),
         }
     }
 }
@@ -181,7 +182,9 @@ mod tests {
         assert_eq!(shown("10.1.2.3/8"), Ok("10.0.0.0/8".into()));
         assert_eq!(shown("fd00::1"), Ok("fd00::1/128".into()));
         assert_eq!(shown("::/0"), Ok("::/0".into()));
-        for text in ["", "10.0.0", "10.0.0.0/33", "10.0.0.0/", "10.0.0.0/-1", "fd00::/129", "host", "10.0.0.0/999"] {
+        for text in
+            ["", "10.0.0", "10.0.0.0/33", "10.0.0.0/", "10.0.0.0/-1", "fd00::/129", "host", "10.0.0.0/999"]
+        {
             assert!(parse_network(text).is_err(), "{text}");
         }
     }

@@ -56,7 +56,8 @@ impl Netns {
     ///
     /// [`NetnsError`] if there is no such namespace or the caller may not enter it.
     pub fn enter(&self) -> Result<(), NetnsError> {
-        let error = |call, source| NetnsError { name: self.text.clone(), path: self.path.clone(), call, source };
+        let error =
+            |call, source| NetnsError { name: self.text.clone(), path: self.path.clone(), call, source };
         let namespace = File::open(&self.path).map_err(|source| error("open", source))?;
         setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|errno| error("setns(CLONE_NEWNET)", errno.into()))
     }

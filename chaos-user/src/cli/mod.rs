@@ -1,0 +1,57 @@
+//! The command line: what can be typed, and what is printed.
+
+mod args;
+mod error;
+mod interval;
+mod net;
+mod owners;
+mod report;
+
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::Parser;
+
+use args::{Cli, Command, Net};
+pub use error::CliError;
+
+/// How a command ended: the exit codes of design.md §8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// Done; for a fault: it was observed and all is reverted.
+    Success = 0,
+    /// What was asked makes no sense.
+    InvalidInput = 2,
+    /// Nothing was begun.
+    NotStarted = 3,
+    /// Ended before its time by something that nobody asked for; reverted.
+    Aborted = 4,
+    /// The fault never fired.
+    Inconclusive = 5,
+    /// Something could not be reverted.
+    Dirty = 6,
+    /// Ended by a signal; reverted.
+    Interrupted = 130,
+}
+
+impl From<Code> for ExitCode {
+    fn from(code: Code) -> Self {
+        Self::from(code as u8)
+    }
+}
+
+/// Runs one command.
+///
+/// # Errors
+///
+/// [`CliError`], which knows how to print itself and the exit code.
+pub fn run(arguments: impl Iterator<Item = OsString>) -> Result<Code, CliError> {
+    let (first, further) = args::split(arguments);
+    let cli = Cli::try_parse_from(first)?;
+    let further = args::parse_further(further, &cli)?;
+    match cli.command {
+        Command::Net { fault: Net::Loss { loss, run } } => net::loss(loss, further, &run),
+        Command::Ps { json } => owners::ps(json),
+        Command::Stop { ids, all } => owners::stop(&ids, all),
+        Command::Sweep => owners::sweep(),
+    }
+}

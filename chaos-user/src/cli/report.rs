@@ -1,0 +1,243 @@
+//! What a run prints: text for people, or the same facts as one JSON object a line.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    time::Duration,
+};
+
+use chaos_ebpf::abi::Count;
+use serde_json::{Value, json};
+
+use super::{Code, interval::wilson};
+use crate::session::{Armed, Ending, LEASE, Observer, Prepared, RuleReport};
+
+/// Prints a run.
+#[derive(Debug)]
+pub(super) struct Reporter {
+    json: bool,
+    /// Progress is written over itself on a terminal and a line a second elsewhere.
+    terminal: bool,
+    id: String,
+}
+
+impl Reporter {
+    pub(super) fn new(json: bool) -> Self {
+        Self { json, terminal: io::stderr().is_terminal(), id: String::new() }
+    }
+
+    fn line(&self, event: &str, facts: Value) -> io::Result<()> {
+        let mut object = json!({ "event": event, "id": self.id });
+        if let (Value::Object(object), Value::Object(facts)) = (&mut object, facts) {
+            object.extend(facts);
+        }
+        let mut out = io::stdout().lock();
+        writeln!(out, "{object}")?;
+        out.flush()
+    }
+
+    pub(super) fn prepared(&mut self, prepared: &Prepared) -> io::Result<()> {
+        self.id = prepared.id().into();
+        let (plan, hooks) = (prepared.plan(), prepared.hooks());
+        if self.json {
+            let rules = plan.rules.iter().enumerate().map(|(number, rule)| {
+                json!({ "rule": number, "fault": rule.label, "direction": rule.direction, "asked": rule.asked })
+            });
+            return self.line(
+                "prepared",
+                json!({
+                    "pid": std::process::id(),
+                    "device": plan.device.name,
+                    "seed": plan.seed,
+                    "hooks": hooks,
+                    "rules": rules.collect::<Vec<_>>(),
+                }),
+            );
+        }
+        let mut out = io::stdout().lock();
+        writeln!(out, "fault {} on {}, seed {}", self.id, plan.device.name, plan.seed)?;
+        for rule in &plan.rules {
+            writeln!(out, "  {:<3}  {}", rule.direction.name(), rule.label)?;
+        }
+        for hook in &hooks {
+            writeln!(out, "  {:<3}  by {}: {}", hook.direction.name(), hook.hook, hook.why)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn armed(&self, armed: &Armed) -> io::Result<()> {
+        let (_, left) = armed.time();
+        if self.json {
+            return self.line("armed", json!({ "at_ns": armed.since(), "remaining_s": seconds(left) }));
+        }
+        let mut out = io::stdout().lock();
+        match left {
+            Some(left) => {
+                writeln!(out, "armed for {}; ^C ends it", humantime::format_duration(rounded(left)))?
+            }
+            None => writeln!(out, "armed until interrupted; ^C ends it")?,
+        }
+        out.flush()
+    }
+
+    pub(super) fn ended(&self, ending: Ending, rules: &[RuleReport], code: Code) -> io::Result<()> {
+        let (verdict, reason) = verdict(ending, code);
+        if self.json {
+            let facts = json!({
+                "verdict": verdict,
+                "reason": reason,
+                "exit_code": code as u8,
+                "rules": rules.iter().map(facts).collect::<Vec<_>>(),
+            });
+            return self.line("summary", facts);
+        }
+        self.clear_progress()?;
+        let mut out = io::stdout().lock();
+        writeln!(out, "{verdict}: {reason}; disarmed, detached, verified")?;
+        writeln!(
+            out,
+            "{:>4}  {:<3}  {:>8}  {:<26}  {:>10}  {:>10}  {:>10}  FAULT",
+            "RULE", "DIR", "ASKED", "OBSERVED (95% INTERVAL)", "SEEN", "MATCHED", "FIRED"
+        )?;
+        for rule in rules {
+            writeln!(
+                out,
+                "{:>4}  {:<3}  {:>8}  {:<26}  {:>10}  {:>10}  {:>10}  {}",
+                rule.rule,
+                rule.direction.name(),
+                percent(rule.asked),
+                observed(rule),
+                rule.seen.packets,
+                rule.matched.packets,
+                rule.fired.packets,
+                rule.fault
+            )?;
+        }
+        for rule in rules.iter().filter(|rule| rule.fired.segments > rule.fired.packets) {
+            let Count { packets, segments, .. } = rule.fired;
+            writeln!(
+                out,
+                "rule {}: the {packets} packets it hit were {segments} on the wire: the interface offloads \
+                 segmentation, and a super-packet is lost whole",
+                rule.rule
+            )?;
+        }
+        out.flush()
+    }
+
+    fn clear_progress(&self) -> io::Result<()> {
+        if self.terminal { write!(io::stderr(), "\r\x1b[K") } else { Ok(()) }
+    }
+}
+
+impl Observer for Reporter {
+    fn progress(&mut self, armed: &Armed, rules: &[RuleReport]) -> io::Result<()> {
+        let (elapsed, left) = armed.time();
+        if self.json {
+            let facts = json!({
+                "elapsed_s": elapsed.as_secs_f64(),
+                "remaining_s": seconds(left),
+                "rules": rules.iter().map(facts).collect::<Vec<_>>(),
+            });
+            return self.line("progress", facts);
+        }
+        let time = match left {
+            Some(left) => format!("{} left", humantime::format_duration(rounded(left))),
+            None => format!("for {}", humantime::format_duration(rounded(elapsed))),
+        };
+        let total = |count: fn(&RuleReport) -> u64| rules.iter().map(count).sum::<u64>();
+        // All rules of one direction see the same packets.
+        let mut seen: Vec<_> = rules.iter().map(|rule| (rule.direction, rule.seen.packets)).collect();
+        seen.sort_unstable();
+        seen.dedup();
+        let text = format!(
+            "{}: {time}, seen {}, matched {}, fired {}",
+            self.id,
+            seen.iter().map(|(_, packets)| packets).sum::<u64>(),
+            total(|rule| rule.matched.packets),
+            total(|rule| rule.fired.packets)
+        );
+        let mut out = io::stderr().lock();
+        if self.terminal {
+            write!(out, "\r\x1b[K{text}")?
+        } else {
+            writeln!(out, "{text}")?
+        }
+        out.flush()
+    }
+}
+
+fn verdict(ending: Ending, code: Code) -> (&'static str, String) {
+    match ending {
+        Ending::Elapsed if code == Code::Inconclusive => (
+            "inconclusive",
+            "its time is over and it never fired: no packet met its conditions, or chance".into(),
+        ),
+        Ending::Elapsed => ("observed", "its time is over and it has fired".into()),
+        Ending::Signal(signal) => ("interrupted", format!("{signal}")),
+        Ending::Lapsed(lapsed) => (
+            "aborted",
+            format!(
+                "its owner was away for {:.1} s, stopped or asleep with the machine, and the lease of {} s lapsed",
+                lapsed.away.as_secs_f64(),
+                LEASE.as_secs()
+            ),
+        ),
+        Ending::DeviceGone => ("aborted", "the interface is gone".into()),
+        Ending::Unheard => ("aborted", "nobody reads its output any more".into()),
+    }
+}
+
+fn facts(rule: &RuleReport) -> Value {
+    let mut facts = json!(rule);
+    facts["observed"] = json!(wilson(rule.fired.packets, rule.eligible).map(|_| rate(rule)));
+    facts["interval_95"] = json!(wilson(rule.fired.packets, rule.eligible));
+    facts
+}
+
+fn rate(rule: &RuleReport) -> f64 {
+    rule.fired.packets as f64 / rule.eligible as f64
+}
+
+fn observed(rule: &RuleReport) -> String {
+    match wilson(rule.fired.packets, rule.eligible) {
+        None => "no packet".into(),
+        Some((low, high)) => format!("{} ({}..{})", percent(rate(rule)), percent(low), percent(high)),
+    }
+}
+
+/// Three significant digits, and four places for small rates.
+fn percent(fraction: f64) -> String {
+    let percent = fraction * 100.0;
+    let places = if percent >= 10.0 {
+        1
+    } else if percent >= 1.0 {
+        2
+    } else {
+        4
+    };
+    let text = format!("{percent:.places$}");
+    let short = text.trim_end_matches('0').trim_end_matches('.');
+    format!("{}%", if short.is_empty() { "0" } else { short })
+}
+
+fn seconds(duration: Option<Duration>) -> Option<f64> {
+    duration.map(|duration| duration.as_secs_f64())
+}
+
+fn rounded(duration: Duration) -> Duration {
+    match duration.as_millis() {
+        short @ 0..1000 => Duration::from_millis(short as u64),
+        long => Duration::from_secs(long.saturating_add(500) as u64 / 1000),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentages() {
+        let shown = [0.3, 0.3004, 0.0001, 1.0, 0.0, 0.05123, 0.1].map(percent);
+        assert_eq!(shown, ["30%", "30%", "0.01%", "100%", "0%", "5.12%", "10%"]);
+    }
+}

@@ -1,0 +1,94 @@
+//! The faults of all owners, as anyone can see them.
+
+use std::time::Duration;
+
+use chaos_ebpf::abi::Control;
+use serde::Serialize;
+
+use super::{Begun, HookRecord, Record};
+use crate::kernel::{
+    clock,
+    counters::{Counters, MapIds},
+};
+
+/// Where in its life a fault is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Its owner is attaching it.
+    Preparing,
+    /// Attached, and does nothing yet, or no longer.
+    Disarmed,
+    /// It acts.
+    Armed,
+    /// Its owner does not renew the lease; it does nothing.
+    Lapsed,
+    /// Its time is over; it does nothing.
+    Elapsed,
+}
+
+/// A fault whose owner lives.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Live {
+    /// Its id.
+    pub id: String,
+    /// Where in its life it is.
+    pub state: State,
+    /// Whose, where and what.
+    pub begun: Begun,
+    /// The hooks in use.
+    pub hooks: Vec<HookRecord>,
+    /// What has been counted, if it is attached.
+    pub counters: Option<Counters>,
+    /// Time left, if its end is known.
+    pub remaining: Option<Duration>,
+}
+
+impl Live {
+    /// Looks at what a record speaks of; nothing if its owner is gone.
+    #[must_use]
+    pub fn look(record: &Record) -> Option<Self> {
+        let begun = record.begun().filter(|_| record.alive)?.clone();
+        let now = clock::monotonic();
+        let remaining = record.until().map(|until| Duration::from_nanos(until.saturating_sub(now)));
+        let (hooks, maps) = record.prepared().unzip();
+        // The maps go with their owner: one that ends just now has nothing to be counted any more.
+        let read = maps.and_then(|maps: MapIds| maps.read(begun.rules.len() as u32).ok());
+        let (control, counters) = read.unzip();
+        let state = control.map_or(State::Preparing, |control| state(control, now, remaining));
+        let hooks = hooks.unwrap_or_default().to_vec();
+        Some(Self { id: record.id.clone(), state, begun, hooks, counters, remaining })
+    }
+}
+
+fn state(control: Control, now: u64, remaining: Option<Duration>) -> State {
+    match control.lease_until {
+        0 => State::Disarmed,
+        _ if remaining.is_some_and(|remaining| remaining.is_zero()) => State::Elapsed,
+        until if until <= now => State::Lapsed,
+        _ => State::Armed,
+    }
+}
+
+/// All faults whose owners live.
+///
+/// # Errors
+///
+/// If the journal cannot be read.
+pub fn live() -> Result<Vec<Live>, super::JournalError> {
+    Ok(Record::all()?.iter().filter_map(Live::look).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states() {
+        let until = |lease_until| Control { epoch: 1, not_before: 0, lease_until };
+        assert_eq!(state(until(0), 5, None), State::Disarmed);
+        assert_eq!(state(until(9), 5, None), State::Armed);
+        assert_eq!(state(until(5), 5, None), State::Lapsed);
+        assert_eq!(state(until(9), 5, Some(Duration::ZERO)), State::Elapsed);
+    }
+}

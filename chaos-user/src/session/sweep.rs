@@ -1,0 +1,106 @@
+//! Ending other owners' faults: asking those that live, and clearing away what the dead have left.
+
+use std::{io, time::Duration};
+
+use nix::sys::signal::Signal;
+
+use super::{JournalError, Record, verify, verify::Dirty};
+
+/// How long an owner that was asked to end may take before it is killed; killing it ends the fault as well.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long the kernel may take to end a killed process.
+const KILL: Duration = Duration::from_secs(5);
+
+/// What a sweep found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Ids of the dead owners' records that were cleared away.
+    pub removed: Vec<String>,
+}
+
+/// A fault that could not be ended.
+#[derive(Debug, thiserror::Error)]
+pub enum SweepError {
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// Something is left.
+    #[error(transparent)]
+    Dirty(#[from] Dirty),
+    /// The owner.
+    #[error("fault {id}: {call} on its owner, process {pid}: {source}")]
+    Owner {
+        /// The fault.
+        id: String,
+        /// Its owner.
+        pid: i32,
+        /// What was tried.
+        call: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// It would not end.
+    #[error(
+        "fault {id}: its owner, process {pid}, does not end even when killed; `kill -9 {pid}` again later"
+    )]
+    Stuck {
+        /// The fault.
+        id: String,
+        /// Its owner.
+        pid: i32,
+    },
+}
+
+/// Clears away what dead owners have left.
+///
+/// # Errors
+///
+/// [`SweepError`] if the journal cannot be read or changed, or something of a dead owner is still attached.
+pub fn sweep() -> Result<Swept, SweepError> {
+    let mut swept = Swept::default();
+    for record in Record::all()?.into_iter().filter(|record| !record.alive) {
+        clear(&record)?;
+        swept.removed.push(record.id);
+    }
+    Ok(swept)
+}
+
+fn clear(record: &Record) -> Result<(), SweepError> {
+    if let Some((hooks, _)) = record.prepared() {
+        verify::gone(hooks)?;
+    }
+    record.remove()?;
+    Ok(())
+}
+
+/// Asks the owner to end its fault and waits until nothing of it is left. An owner that does not answer is
+/// killed, which ends the fault as surely.
+///
+/// # Errors
+///
+/// [`SweepError`].
+pub fn stop(record: &Record) -> Result<(), SweepError> {
+    let Some(begun) = record.begun() else {
+        clear(record)?;
+        return Ok(());
+    };
+    let pid = begun.owner.pid;
+    let owner = |call| {
+        let id = record.id.clone();
+        move |source| SweepError::Owner { id, pid, call, source }
+    };
+    if let Some(handle) = begun.owner.open().map_err(owner("pidfd_open"))? {
+        let signal = |signal| handle.signal(signal).map_err(owner("pidfd_send_signal"));
+        signal(Signal::SIGTERM)?;
+        // One that was stopped does not hear it before it goes on.
+        signal(Signal::SIGCONT)?;
+        if !handle.wait(PATIENCE).map_err(owner("poll"))? {
+            signal(Signal::SIGKILL)?;
+            if !handle.wait(KILL).map_err(owner("poll"))? {
+                return Err(SweepError::Stuck { id: record.id.clone(), pid });
+            }
+        }
+    }
+    clear(record)
+}

@@ -1,0 +1,134 @@
+//! What an owner does while its fault is armed: renew the lease, report, and notice what ends it.
+
+use std::{
+    io,
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        signal::{SigSet, Signal},
+        signalfd::{SfdFlags, SignalFd},
+    },
+};
+
+use super::{Armed, Lapsed, RENEWAL, RuleReport, SessionError};
+use crate::kernel::{self, clock};
+
+/// How soon a vanished interface is noticed.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Why a fault ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Its time was over.
+    Elapsed,
+    /// Somebody asked for it.
+    Signal(Signal),
+    /// The owner was away for longer than the lease.
+    Lapsed(Lapsed),
+    /// The interface is gone.
+    DeviceGone,
+    /// Nobody reads what it prints.
+    Unheard,
+}
+
+/// Told of the counts every second.
+pub trait Observer {
+    /// Progress; an error ends the fault.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be told.
+    fn progress(&mut self, armed: &Armed, rules: &[RuleReport]) -> io::Result<()>;
+}
+
+/// The signals that end a fault, kept from killing the process so that it ends in order. They do even while
+/// it is being prepared: one that came before [`watch`] is seen there at once.
+#[derive(Debug)]
+pub struct Signals(SignalFd);
+
+impl Signals {
+    /// Takes them over for the calling thread, which must be the only one.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn take() -> io::Result<Self> {
+        let mut set = SigSet::empty();
+        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
+            set.add(signal);
+        }
+        set.thread_block()?;
+        Ok(Self(SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?))
+    }
+
+    /// Waits for one of them, at most this long.
+    fn wait(&self, longest: Duration) -> io::Result<Option<Signal>> {
+        // Rounded up: a wait that ends too soon would spin until its time has come.
+        let milliseconds = u16::try_from(longest.as_micros().div_ceil(1000)).unwrap_or(u16::MAX);
+        match poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], PollTimeout::from(milliseconds)) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let signal = self.0.read_signal()?;
+        Ok(signal.and_then(|signal| Signal::try_from(signal.ssi_signo.cast_signed()).ok()))
+    }
+}
+
+/// Keeps a fault alive until something ends it.
+///
+/// # Errors
+///
+/// [`SessionError`] if the lease cannot be renewed or the counts cannot be read.
+pub fn watch(
+    armed: &mut Armed,
+    signals: &Signals,
+    observer: &mut dyn Observer,
+) -> Result<Ending, SessionError> {
+    let proc = |source| SessionError::Proc { call: "poll(signalfd)", source };
+    let mut renewal = Instant::now() + RENEWAL;
+    loop {
+        let until_renewal = renewal.saturating_duration_since(Instant::now());
+        let wait = armed.time().1.map_or(LOOK, |left| left.min(LOOK)).min(until_renewal);
+        if let Some(signal) = signals.wait(wait).map_err(proc)? {
+            return Ok(Ending::Signal(signal));
+        }
+        if let Some(ending) = armed.ending()? {
+            return Ok(ending);
+        }
+        if Instant::now() >= renewal {
+            renewal = Instant::now() + RENEWAL;
+            if let Err(lapsed) = armed.lease.renew(&mut armed.prepared.programs)? {
+                return Ok(Ending::Lapsed(lapsed));
+            }
+            let rules = armed.counts()?;
+            if observer.progress(armed, &rules).is_err() {
+                return Ok(Ending::Unheard);
+            }
+        }
+    }
+}
+
+impl Armed {
+    /// What has ended the fault, if anything has.
+    fn ending(&self) -> kernel::Result<Option<Ending>> {
+        // A fault whose time was over before its lease was has run as asked, though its owner was away.
+        let until = self.until.filter(|until| *until <= self.lease.until());
+        if until.is_some_and(|until| until <= clock::monotonic()) {
+            return Ok(Some(Ending::Elapsed));
+        }
+        if let Err(lapsed) = self.lease.lapsed() {
+            return Ok(Some(Ending::Lapsed(lapsed)));
+        }
+        for attachment in &self.prepared.attachments {
+            if !attachment.alive()? {
+                return Ok(Some(Ending::DeviceGone));
+            }
+        }
+        Ok(None)
+    }
+}

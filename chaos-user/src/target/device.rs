@@ -1,0 +1,71 @@
+//! Interfaces.
+
+use crate::kernel::{self, netlink::Netlink};
+
+/// An interface of the current network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Its name.
+    pub name: String,
+    /// Its number there.
+    pub ifindex: u32,
+    /// Length of its link-layer header in bytes: 14 on Ethernet, 0 where packets begin with IP.
+    pub link_header: u32,
+}
+
+/// An interface that is not there, or of a kind whose packets cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// No such interface.
+    #[error("there is no interface {name} in this network namespace; there are {there}")]
+    Unknown {
+        /// The name that was asked for.
+        name: String,
+        /// Those that are there.
+        there: String,
+    },
+    /// Neither Ethernet nor bare IP.
+    #[error("{name} is of link type {layer} (ARPHRD), and only Ethernet and bare IP interfaces can be read")]
+    LinkType {
+        /// Its name.
+        name: String,
+        /// Its type.
+        layer: u16,
+    },
+    /// The kernel's answer.
+    #[error(transparent)]
+    Kernel(#[from] kernel::Error),
+}
+
+const ETHERNET_HEADER: u32 = 14;
+
+/// Cellular modems; not in the libc crate.
+const ARPHRD_RAWIP: u16 = 519;
+
+impl Device {
+    /// Looks an interface up by its name.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError`].
+    pub fn find(name: &str) -> Result<Self, DeviceError> {
+        let mut netlink = Netlink::open()?;
+        let Some(link) = netlink.link_by_name(name)? else {
+            let there: Vec<_> = netlink.links()?.into_iter().map(|link| link.name).collect();
+            return Err(DeviceError::Unknown { name: name.into(), there: there.join(", ") });
+        };
+        let link_header = match link.layer {
+            // Loopback has an Ethernet header of zeros and the type.
+            libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK => ETHERNET_HEADER,
+            libc::ARPHRD_NONE
+            | libc::ARPHRD_PPP
+            | libc::ARPHRD_TUNNEL
+            | libc::ARPHRD_TUNNEL6
+            | libc::ARPHRD_SIT
+            | libc::ARPHRD_IPGRE
+            | ARPHRD_RAWIP => 0,
+            layer => return Err(DeviceError::LinkType { name: name.into(), layer }),
+        };
+        Ok(Self { name: link.name, ifindex: link.index, link_header })
+    }
+}
