@@ -20,7 +20,7 @@ fn main() {
     for input in ["chaos-ebpf", "Cargo.lock"] {
         println!("cargo::rerun-if-changed={}", workspace.join(input).display());
     }
-    for variable in ["FAULTLINE_BPF_RUSTC", "FAULTLINE_BPF_LINKER", "PATH"] {
+    for variable in ["FAULTLINE_BPF_RUSTC", "FAULTLINE_BPF_LINKER"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
 

@@ -38,7 +38,7 @@ fn setup() -> &'static Setup {
 
 /// What becomes of the packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// As if the program were not there.
     Pass,
     /// Gone, as if the wire had lost it.
@@ -46,7 +46,7 @@ pub enum Verdict {
 }
 
 /// A packet at one of the hooks.
-pub trait Packet {
+pub(crate) trait Packet {
     /// Which way it goes.
     const DIRECTION: Direction;
     /// What of the frame can be read directly.
@@ -61,11 +61,11 @@ pub trait Packet {
 
 /// The directly readable part of a frame.
 #[derive(Clone, Copy)]
-pub struct Frame {
+pub(crate) struct Frame {
     /// Where it begins.
-    pub data: usize,
+    pub(crate) data: usize,
     /// One past its last byte.
-    pub end: usize,
+    pub(crate) end: usize,
 }
 
 impl Frame {
@@ -99,7 +99,7 @@ impl Bytes for Frame {
 
 /// Decides on one packet: lease, owner, headers, rules, chance. `None`, a map that is not there, passes it.
 #[inline(always)]
-pub fn decide<P: Packet>(packet: &P) -> Option<Verdict> {
+pub(crate) fn decide<P: Packet>(packet: &P) -> Option<Verdict> {
     // SAFETY: takes nothing, returns a number.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
     if !decide::armed(FL_CONTROL.get(0)?, now) {

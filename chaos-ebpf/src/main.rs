@@ -9,7 +9,8 @@ mod hook;
 mod maps;
 
 use aya_ebpf::{
-    bindings::{TC_ACT_STOLEN, TC_ACT_UNSPEC, xdp_action},
+    bindings::{TC_ACT_UNSPEC, xdp_action},
+    helpers::generated::bpf_redirect,
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
@@ -18,7 +19,7 @@ use hook::{Frame, Packet, Verdict};
 
 /// Ingress where the driver runs XDP itself.
 #[xdp]
-pub fn fl_xdp(context: XdpContext) -> u32 {
+fn fl_xdp(context: XdpContext) -> u32 {
     match hook::decide(&Received(context)) {
         Some(Verdict::Drop) => xdp_action::XDP_DROP,
         _ => xdp_action::XDP_PASS,
@@ -27,27 +28,30 @@ pub fn fl_xdp(context: XdpContext) -> u32 {
 
 /// Ingress elsewhere.
 #[classifier]
-pub fn fl_tc_in(context: TcContext) -> i32 {
+fn fl_tc_in(context: TcContext) -> i32 {
     classify::<{ IN }>(context)
 }
 
 /// Egress.
 #[classifier]
-pub fn fl_tc_out(context: TcContext) -> i32 {
+fn fl_tc_out(context: TcContext) -> i32 {
     classify::<{ OUT }>(context)
 }
 
 const IN: bool = false;
 const OUT: bool = true;
 
-/// tc, both ways. STOLEN and not SHOT: after SHOT the sender's TCP knows of a local drop and sends again at
-/// once, which is not what loss on a wire looks like
-/// (<https://elixir.bootlin.com/linux/v6.12/source/net/core/dev.c#L4025>). UNSPEC and not OK: the filters
-/// behind this one still run.
+/// tc, both ways. A lost packet is redirected to interface 0, which is none: the kernel frees it and tells the
+/// sender that all went well. After SHOT the sender's TCP would know of a local drop and send again at once,
+/// which is not what loss on a wire looks like; STOLEN, which does the same in a tc filter, lets the packet pass
+/// in a tcx program (<https://elixir.bootlin.com/linux/v6.12/source/include/net/tcx.h#L181>,
+/// <https://elixir.bootlin.com/linux/v6.12/source/net/core/filter.c#L2501>).
+/// UNSPEC and not OK for the others: the programs and filters behind this one still run.
 #[inline(always)]
 fn classify<const SENT: bool>(context: TcContext) -> i32 {
     match hook::decide(&Skb::<SENT>(context)) {
-        Some(Verdict::Drop) => TC_ACT_STOLEN as i32,
+        // SAFETY: takes two numbers; returns TC_ACT_REDIRECT.
+        Some(Verdict::Drop) => unsafe { bpf_redirect(0, 0) as i32 },
         _ => TC_ACT_UNSPEC,
     }
 }

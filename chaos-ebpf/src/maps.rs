@@ -13,15 +13,15 @@ use chaos_ebpf::{
 const NO_PREALLOC: u32 = 1;
 
 #[map]
-pub static FL_CONTROL: Array<Control> = Array::with_max_entries(1, 0);
+pub(crate) static FL_CONTROL: Array<Control> = Array::with_max_entries(1, 0);
 #[map]
-pub static FL_RULES: Array<Rule> = Array::with_max_entries(MAX_RULES as u32, 0);
+pub(crate) static FL_RULES: Array<Rule> = Array::with_max_entries(MAX_RULES as u32, 0);
 #[map]
-pub static FL_STATE: PerCpuArray<RuleState> = PerCpuArray::with_max_entries(MAX_RULES as u32, 0);
+pub(crate) static FL_STATE: PerCpuArray<RuleState> = PerCpuArray::with_max_entries(MAX_RULES as u32, 0);
 #[map]
-pub static FL_HOOKS: PerCpuArray<HookState> = PerCpuArray::with_max_entries(DIRECTIONS as u32, 0);
+pub(crate) static FL_HOOKS: PerCpuArray<HookState> = PerCpuArray::with_max_entries(DIRECTIONS as u32, 0);
 #[map]
-pub static FL_SEQUENCE: Array<u64> = Array::with_max_entries(MAX_RULES as u32, 0);
+pub(crate) static FL_SEQUENCE: Array<u64> = Array::with_max_entries(MAX_RULES as u32, 0);
 #[map]
 static FL_PROTOCOL: Array<u64> = Array::with_max_entries(256, 0);
 #[map]
@@ -46,7 +46,7 @@ static FL_LOCAL6: HashMap<[u32; 4], u64> = HashMap::with_max_entries(65536, 0);
 static FL_LOCAL6_NET: LpmTrie<[u32; 4], u64> = LpmTrie::with_max_entries(65536, NO_PREALLOC);
 
 /// The rule tables above.
-pub struct Maps;
+pub(crate) struct Maps;
 
 impl Tables for Maps {
     #[inline(always)]

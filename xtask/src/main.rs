@@ -1,3 +1,50 @@
-//! The only scripts: build, demo, test, bench.
+//! `cargo xtask`: the only scripts. Each command installs what it needs and is not there.
 
-fn main() {}
+mod bench;
+mod cargo;
+mod demo;
+mod setup;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Build, demonstrate, test and measure Faultline.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Install what the build needs, and say what
+    Setup,
+    /// Inject packet loss into real traffic and show the figures
+    Demo,
+    /// Run all tests
+    Test {
+        /// Only integration tests whose names contain one of these
+        filter: Vec<String>,
+    },
+    /// Measure what a decision costs, beside bare programs
+    Bench,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Setup => setup::run(),
+        Command::Demo => demo::run(),
+        Command::Test { filter } => test::run(&filter),
+        Command::Bench => bench::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

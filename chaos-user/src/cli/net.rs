@@ -4,7 +4,7 @@ use std::{fs::File, io, io::Read};
 
 use super::{
     CliError, Code,
-    args::{Loss, RunOptions},
+    args::{LossOptions, RunOptions},
     report::Reporter,
 };
 use crate::{
@@ -15,7 +15,11 @@ use crate::{
 };
 
 /// Loses packets until its time is over or something ends it.
-pub(super) fn loss(first: Loss, further: Vec<LossSpec>, options: &RunOptions) -> Result<Code, CliError> {
+pub(super) fn loss(
+    first: LossOptions,
+    further: Vec<LossSpec>,
+    options: &RunOptions,
+) -> Result<Code, CliError> {
     let spec = options.spec(std::iter::once(first.spec()).chain(further).collect());
     let rules = fault::check(spec.faults.iter().flat_map(loss::rules).collect())?;
     require_root()?;

@@ -72,7 +72,7 @@ impl Reporter {
         let mut out = io::stdout().lock();
         match left {
             Some(left) => {
-                writeln!(out, "armed for {}; ^C ends it", humantime::format_duration(rounded(left)))?
+                writeln!(out, "armed for {}; ^C ends it", humantime::format_duration(rounded(left)))?;
             }
             None => writeln!(out, "armed until interrupted; ^C ends it")?,
         }
@@ -158,9 +158,9 @@ impl Observer for Reporter {
         );
         let mut out = io::stderr().lock();
         if self.terminal {
-            write!(out, "\r\x1b[K{text}")?
+            write!(out, "\r\x1b[K{text}")?;
         } else {
-            writeln!(out, "{text}")?
+            writeln!(out, "{text}")?;
         }
         out.flush()
     }
@@ -224,10 +224,11 @@ fn seconds(duration: Option<Duration>) -> Option<f64> {
     duration.map(|duration| duration.as_secs_f64())
 }
 
+/// To milliseconds below a second and to seconds above, upwards.
 fn rounded(duration: Duration) -> Duration {
-    match duration.as_millis() {
-        short @ 0..1000 => Duration::from_millis(short as u64),
-        long => Duration::from_secs(long.saturating_add(500) as u64 / 1000),
+    match duration.as_micros().div_ceil(1000) as u64 {
+        short @ 0..1000 => Duration::from_millis(short),
+        long => Duration::from_secs(long.div_ceil(1000)),
     }
 }
 

@@ -69,7 +69,8 @@ impl Attachment {
             Direction::In => bpf_attach_type::BPF_TCX_INGRESS,
             Direction::Out => bpf_attach_type::BPF_TCX_EGRESS,
         };
-        let link = sys::link(programs.tc(direction)?, Target::Interface(device.ifindex), attach, 0)?;
+        let program = programs.tc(direction)?.as_fd();
+        let link = sys::link(program, Target::Interface(device.ifindex), attach, 0)?;
         let why = refused.unwrap_or_else(|| "what is sent passes no earlier hook".into());
         Self::linked(direction, Hook::Tcx, why, link)
     }
@@ -104,7 +105,7 @@ fn native_xdp(programs: &mut Programs, device: &Device) -> std::result::Result<O
         return Err(format!("no XDP on {}: its packets have no Ethernet header", device.name));
     }
     let attach = |programs: &mut Programs| -> Result<OwnedFd> {
-        let program = programs.xdp()?;
+        let program = programs.xdp()?.as_fd();
         sys::link(program, Target::Interface(device.ifindex), bpf_attach_type::BPF_XDP, XDP_FLAGS_DRV_MODE)
     };
     attach(programs).map_err(|error: Error| match error.errno() {

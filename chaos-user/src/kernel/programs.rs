@@ -1,14 +1,11 @@
 //! Loads the programs, specialised for one run, and fills their maps.
 
-use std::{
-    io,
-    os::fd::{AsFd, BorrowedFd},
-};
+use std::{io, os::fd::AsFd};
 
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{Array, HashMap, LpmTrie, Map, PerCpuArray, PerCpuValues, lpm_trie::Key},
-    programs::{Program, ProgramError, SchedClassifier, Xdp},
+    programs::{Program, ProgramError, ProgramFd, SchedClassifier, Xdp},
     util::nr_cpus,
 };
 use chaos_ebpf::{
@@ -160,12 +157,12 @@ impl Programs {
     /// # Errors
     ///
     /// The kernel's, with the end of the verifier's log.
-    pub fn xdp(&mut self) -> Result<BorrowedFd<'_>> {
+    pub fn xdp(&mut self) -> Result<&ProgramFd> {
         let xdp: &mut Xdp = self.program(program::XDP)?;
         if xdp.fd().is_err() {
             xdp.load().map_err(|error| refused(program::XDP, error))?;
         }
-        xdp.fd().map(AsFd::as_fd).map_err(|error| refused(program::XDP, error))
+        xdp.fd().map_err(|error| refused(program::XDP, error))
     }
 
     /// Loads the tc program for one direction and returns its fd.
@@ -173,7 +170,7 @@ impl Programs {
     /// # Errors
     ///
     /// The kernel's, with the end of the verifier's log.
-    pub fn tc(&mut self, direction: Direction) -> Result<BorrowedFd<'_>> {
+    pub fn tc(&mut self, direction: Direction) -> Result<&ProgramFd> {
         let name = match direction {
             Direction::In => program::TC_IN,
             Direction::Out => program::TC_OUT,
@@ -182,7 +179,7 @@ impl Programs {
         if tc.fd().is_err() {
             tc.load().map_err(|error| refused(name, error))?;
         }
-        tc.fd().map(AsFd::as_fd).map_err(|error| refused(name, error))
+        tc.fd().map_err(|error| refused(name, error))
     }
 
     fn program<'a, P>(&'a mut self, name: &'static str) -> Result<&'a mut P>
@@ -257,18 +254,12 @@ fn missing(name: &'static str) -> Error {
     Error::new("look-up", name, io::ErrorKind::NotFound.into())
 }
 
-/// A program the kernel did not take, with what the verifier said last rather than all it said.
+/// A program the kernel did not take.
 fn refused(name: &'static str, error: ProgramError) -> Error {
-    let ProgramError::LoadError { io_error, verifier_log } = error else {
-        return Error::aya("load", name, &error);
-    };
-    let log = verifier_log.to_string();
-    if std::env::var("VLOG").is_ok() {
-        eprintln!("{log}");
+    match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            Error::new("bpf(BPF_PROG_LOAD)", sys::said_of(name, &verifier_log.to_string()), io_error)
+        }
+        error => Error::aya("load", name, &error),
     }
-    let last = log.lines().rev().map(str::trim).find(|line| {
-        !line.is_empty() && !line.starts_with("processed ") && !line.starts_with("stack depth ")
-    });
-    let object = last.map_or_else(|| name.to_string(), |last| format!("{name}: {last}"));
-    Error::new("bpf(BPF_PROG_LOAD)", object, io_error)
 }

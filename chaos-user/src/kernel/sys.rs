@@ -171,9 +171,7 @@ pub fn load(program: &Program<'_>) -> Result<OwnedFd> {
     };
     attempt(&mut []).or_else(|_| attempt(&mut log)).map_err(|source| {
         let end = log.iter().position(|byte| *byte == 0).unwrap_or(0);
-        let text = String::from_utf8_lossy(&log[..end]);
-        let last = text.lines().rev().find(|line| !line.starts_with("processed ")).unwrap_or("").trim();
-        let object = if last.is_empty() { program.name.into() } else { format!("{}: {last}", program.name) };
+        let object = said_of(program.name, &String::from_utf8_lossy(&log[..end]));
         Error::new("bpf(BPF_PROG_LOAD)", object, source)
     })
 }
@@ -189,6 +187,15 @@ pub fn load_types(types: &[u8]) -> Result<OwnedFd> {
     attr.__bindgen_anon_7.btf_size = types.len() as u32;
     bpf_fd(bpf_cmd::BPF_BTF_LOAD, &mut attr)
         .map_err(|source| Error::new("bpf(BPF_BTF_LOAD)", "the types of a program", source))
+}
+
+/// A program's name and what the verifier said of it last, rather than all it said.
+pub(super) fn said_of(program: &str, log: &str) -> String {
+    const STATISTICS: [&str; 3] = ["processed ", "stack depth ", "verification time "];
+    let lines = log.lines().rev().map(str::trim);
+    let mut telling =
+        lines.filter(|line| !line.is_empty() && !STATISTICS.iter().any(|word| line.starts_with(word)));
+    telling.next().map_or_else(|| program.to_string(), |last| format!("{program}: {last}"))
 }
 
 /// Attaches a program by a link, which lasts as long as the fd.

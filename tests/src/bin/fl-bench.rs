@@ -1,0 +1,277 @@
+//! What a decision costs, by `BPF_PROG_TEST_RUN`: each program beside a bare one in the same run.
+
+use std::{fmt, net::Ipv4Addr, os::fd::AsFd};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{HashMap, LpmTrie, MapData, ProgramArray, lpm_trie::Key},
+    programs::{ProgramFd, SchedClassifier, Xdp},
+};
+use chaos_ebpf::{
+    abi::{Control, Direction, Window},
+    packet::protocol,
+};
+use chaos_user::{
+    fault::{Match, Rule, Tables},
+    kernel::{
+        clock, object,
+        programs::{Environment, Programs},
+        sys,
+    },
+};
+use ipnet::{IpNet, Ipv4Net};
+
+/// Runs of each program in one measurement, and measurements of which the median is taken.
+const REPEAT: u32 = 2_000_000;
+const MEASUREMENTS: usize = 3;
+
+/// Destination port of the first rule; each further rule has the next.
+const FIRST_PORT: u16 = 1024;
+
+/// Rules are taken for the last of so many.
+const RULES: [u16; 2] = [1, 64];
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// The remote addresses the rules name: 10.x.y.1 or 10.x.y.0/24, x.y counting up.
+#[derive(Clone, Copy)]
+enum Peers {
+    None,
+    Addresses(u32),
+    Prefixes(u32),
+}
+
+/// The source addresses the packets have.
+#[derive(Clone, Copy)]
+enum Keys {
+    /// The first peer's.
+    Hot,
+    /// Random ones of so many peers'.
+    Random(u32),
+}
+
+impl fmt::Display for Peers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => write!(f, "no peers"),
+            Self::Addresses(count) => write!(f, "{count} addresses"),
+            Self::Prefixes(count) => write!(f, "{count} prefixes"),
+        }
+    }
+}
+
+impl fmt::Display for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Hot => "hot key",
+            Self::Random(_) => "random keys",
+        })
+    }
+}
+
+fn peer(index: u32) -> u32 {
+    10 << 24 | index << 8
+}
+
+impl Peers {
+    fn networks(self) -> Vec<IpNet> {
+        let (count, host, length) = match self {
+            Self::None => (0, 0, 32),
+            Self::Addresses(count) => (count, 1, 32),
+            Self::Prefixes(count) => (count, 0, 24),
+        };
+        let network = |index| Ipv4Net::new_assert(Ipv4Addr::from(peer(index) | host), length);
+        (0..count).map(|index| network(index).into()).collect()
+    }
+}
+
+fn main() -> Result<()> {
+    println!("BPF_PROG_TEST_RUN, {REPEAT} repeats, median of {MEASUREMENTS}, nanoseconds a run");
+    println!("{:<62} {:>5} {:>5} {:>6}", "PROGRAM", "BARE", "OURS", "ABOVE");
+    let mut bare = Bare::load(Peers::None, 1)?;
+    let pass = bare.run("fl_bare_pass", Keys::Hot)?;
+    let drop = bare.run("fl_bare_drop", Keys::Hot)?;
+    let tc = bare.run("fl_bare_tc", Keys::Hot)?;
+
+    let armed = |rules, port| Case { rules, peers: Peers::None, keys: Keys::Hot, port, hook: Direction::In };
+    row("XDP, disarmed; beside a bare pass", pass, armed(1, FIRST_PORT).disarmed()?);
+    for rules in RULES {
+        let last = FIRST_PORT + rules - 1;
+        row(
+            &format!("XDP, {rules} rules by port, no match; beside a bare pass"),
+            pass,
+            armed(rules, 9).run()?,
+        );
+        row(
+            &format!("XDP, {rules} rules by port, match; beside a bare drop"),
+            drop,
+            armed(rules, last).run()?,
+        );
+        let sent = |port| Case { hook: Direction::Out, ..armed(rules, port) };
+        row(&format!("tc, {rules} rules by port, no match; beside a bare pass"), tc, sent(9).run()?);
+        row(&format!("tc, {rules} rules by port, match; beside a bare pass"), tc, sent(last).run()?);
+    }
+    for count in [1, 1_000, 65_536] {
+        for peers in [Peers::Addresses(count), Peers::Prefixes(count)] {
+            for keys in [Keys::Hot, Keys::Random(count)] {
+                by_peer(peers, keys, count)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Beside a bare program that looks the same address up in a map of the same peers and drops.
+fn by_peer(peers: Peers, keys: Keys, count: u32) -> Result<()> {
+    let lookup = match peers {
+        Peers::Prefixes(_) => "fl_bare_lpm",
+        _ => "fl_bare_hash",
+    };
+    let bare = Bare::load(peers, count)?.run(lookup, keys)?;
+    for rules in RULES {
+        let case = Case { rules, peers, keys, port: FIRST_PORT + rules - 1, hook: Direction::In };
+        row(&format!("XDP, {rules} rules, {peers}, {keys}, match"), bare, case.run()?);
+    }
+    Ok(())
+}
+
+fn row(what: &str, bare: u32, ours: u32) {
+    println!("{what:<62} {bare:>5} {ours:>5} {:>+6}", i64::from(ours) - i64::from(bare));
+}
+
+/// One measurement of our program.
+struct Case {
+    rules: u16,
+    peers: Peers,
+    keys: Keys,
+    port: u16,
+    hook: Direction,
+}
+
+impl Case {
+    fn run(&self) -> Result<u32> {
+        self.measure(u64::MAX)
+    }
+
+    fn disarmed(&self) -> Result<u32> {
+        self.measure(0)
+    }
+
+    fn measure(&self, lease_until: u64) -> Result<u32> {
+        let rules: Vec<_> = (0..self.rules).map(|index| self.rule(index)).collect();
+        // Nobody's packets are spared: the test runs are made by this very process.
+        let environment = Environment { owner_tgid: 0, link_header: 14 };
+        let mut programs = Programs::load(&Tables::new(&rules), 1, environment)?;
+        programs.set_control(Control { epoch: 1, not_before: clock::monotonic(), lease_until })?;
+        let packet = packet(self.port);
+        match self.hook {
+            Direction::Out => median(programs.tc(Direction::Out)?, &packet),
+            Direction::In => match self.keys {
+                Keys::Hot => median(programs.xdp()?, &packet),
+                Keys::Random(count) => Bare::load(Peers::None, count)?.random(programs.xdp()?, &packet),
+            },
+        }
+    }
+
+    fn rule(&self, index: u16) -> Rule {
+        let port = (FIRST_PORT + index).to_string();
+        let remote = self.peers.networks();
+        let port = port.parse().into_iter().collect();
+        let (remote_ports, local_ports) = match self.hook {
+            Direction::In => (Vec::new(), port),
+            Direction::Out => (port, Vec::new()),
+        };
+        Rule {
+            label: String::new(),
+            direction: self.hook,
+            matches: Match { remote, local_ports, remote_ports, ..Match::default() },
+            window: Window::ALL,
+            asked: 0.3,
+            threshold: 1_288_490_189,
+        }
+    }
+}
+
+/// The bare programs.
+struct Bare {
+    ebpf: Ebpf,
+}
+
+impl Bare {
+    /// With `peers` in their maps, and `keys` source addresses to draw from.
+    fn load(peers: Peers, keys: u32) -> Result<Self> {
+        let networks = peers.networks();
+        let entries = u32::try_from(networks.len())?.max(1);
+        let mut ebpf = EbpfLoader::new()
+            .override_global("FL_KEYS", &keys, true)
+            .map_max_entries("FL_ADDRESSES", entries)
+            .map_max_entries("FL_PREFIXES", entries)
+            .load(object::BASELINES)?;
+        for network in networks {
+            let IpNet::V4(network) = network else { continue };
+            let key = u32::from_ne_bytes(network.addr().octets());
+            if network.prefix_len() == 32 {
+                let mut map: HashMap<_, u32, u64> =
+                    ebpf.map_mut("FL_ADDRESSES").ok_or("no FL_ADDRESSES")?.try_into()?;
+                map.insert(key, 1, 0)?;
+            } else {
+                let mut map: LpmTrie<_, u32, u64> =
+                    ebpf.map_mut("FL_PREFIXES").ok_or("no FL_PREFIXES")?.try_into()?;
+                map.insert(&Key::new(u32::from(network.prefix_len()), key), 1, 0)?;
+            }
+        }
+        Ok(Self { ebpf })
+    }
+
+    fn run(&mut self, name: &str, keys: Keys) -> Result<u32> {
+        let program = self.fd(name)?;
+        let packet = packet(9);
+        match keys {
+            Keys::Hot => median(&program, &packet),
+            Keys::Random(_) => self.random(&program, &packet),
+        }
+    }
+
+    /// Behind the program that gives the packet another source address every time.
+    fn random(&mut self, program: &ProgramFd, packet: &[u8]) -> Result<u32> {
+        let first = self.fd("fl_random_key")?;
+        let next = self.ebpf.map_mut("FL_NEXT").ok_or("no FL_NEXT")?;
+        let mut next: ProgramArray<&mut MapData> = next.try_into()?;
+        next.set(0, program, 0)?;
+        median(&first, packet)
+    }
+
+    fn fd(&mut self, name: &str) -> Result<ProgramFd> {
+        let program = self.ebpf.program_mut(name).ok_or_else(|| format!("no program {name}"))?;
+        if program.fd().is_err() {
+            if let Ok(xdp) = <&mut Xdp>::try_from(&mut *program) {
+                xdp.load()?;
+            } else {
+                <&mut SchedClassifier>::try_from(&mut *program)?.load()?;
+            }
+        }
+        Ok(program.fd()?.try_clone()?)
+    }
+}
+
+fn median(program: impl AsFd, packet: &[u8]) -> Result<u32> {
+    let mut nanoseconds = Vec::new();
+    for _ in 0..MEASUREMENTS {
+        nanoseconds.push(sys::test_run(program.as_fd(), packet, REPEAT)?.nanoseconds);
+    }
+    nanoseconds.sort_unstable();
+    Ok(nanoseconds[MEASUREMENTS / 2])
+}
+
+/// A UDP packet of 60 bytes from the first peer.
+fn packet(port: u16) -> Vec<u8> {
+    let mut packet = vec![0; 60];
+    packet[12..14].copy_from_slice(&[8, 0]);
+    packet[14] = 0x45;
+    packet[14 + 9] = protocol::UDP;
+    packet[14 + 12..14 + 16].copy_from_slice(&(peer(0) | 1).to_be_bytes());
+    packet[14 + 16..14 + 20].copy_from_slice(&[192, 0, 2, 1]);
+    packet[34..36].copy_from_slice(&40_000_u16.to_be_bytes());
+    packet[36..38].copy_from_slice(&port.to_be_bytes());
+    packet
+}

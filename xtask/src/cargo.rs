@@ -1,0 +1,90 @@
+//! Calls of cargo and of what it built.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, ensure};
+
+/// The workspace's folder.
+pub(crate) fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+}
+
+/// The cargo that started us, in the workspace, with the folder it installs programs into on its path.
+pub(crate) fn cargo() -> Command {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(workspace());
+    if let Some(path) = path_with_installed() {
+        cargo.env("PATH", path);
+    }
+    cargo
+}
+
+/// Where `cargo install` puts programs.
+pub(crate) fn installed() -> Option<PathBuf> {
+    let home = env::var_os("CARGO_INSTALL_ROOT").or_else(|| env::var_os("CARGO_HOME")).map(PathBuf::from);
+    Some(home.or_else(|| Some(env::home_dir()?.join(".cargo")))?.join("bin"))
+}
+
+fn path_with_installed() -> Option<std::ffi::OsString> {
+    let path = env::var_os("PATH")?;
+    let installed = installed()?;
+    let mut folders: Vec<_> = env::split_paths(&path).collect();
+    if !folders.contains(&installed) {
+        folders.push(installed);
+    }
+    env::join_paths(folders).ok()
+}
+
+/// Runs a command and waits for it.
+///
+/// # Errors
+///
+/// If it cannot be started, or fails.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let shown = shown(command);
+    let status = command.status().with_context(|| format!("start `{shown}`"))?;
+    ensure!(status.success(), "`{shown}` failed: {status}");
+    Ok(())
+}
+
+/// The command as it would be typed.
+pub(crate) fn shown(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
+
+/// Builds binaries, optimised, and returns the folder they are in.
+///
+/// # Errors
+///
+/// If the build fails.
+pub(crate) fn build(binaries: &[&str]) -> Result<PathBuf> {
+    let mut cargo = cargo();
+    cargo.args(["build", "--release", "--workspace"]);
+    for binary in binaries {
+        cargo.args(["--bin", binary]);
+    }
+    run(&mut cargo)?;
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
+    Ok(target.join("release"))
+}
+
+/// A program that must run as root: by itself, or through sudo, which then runs it and nothing else.
+pub(crate) fn as_root(program: &Path) -> Command {
+    if is_root() {
+        return Command::new(program);
+    }
+    let mut sudo = Command::new("sudo");
+    sudo.arg(program);
+    sudo
+}
+
+/// Whether we are root.
+pub(crate) fn is_root() -> bool {
+    // The owner of a process' folder in /proc is its effective user.
+    std::fs::metadata("/proc/self").is_ok_and(|data| std::os::unix::fs::MetadataExt::uid(&data) == 0)
+}

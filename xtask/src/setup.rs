@@ -1,0 +1,171 @@
+//! Finds out what the build needs and is not there, and installs it: by apt where we are root on Debian.
+//! Elsewhere it prints the commands and stops, because guessing with somebody's system is worse.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Result, bail, ensure};
+
+use crate::cargo::{cargo, installed, is_root, run as run_command, shown};
+
+const TARGET: &str = "bpfel-unknown-none";
+
+/// Debian's compiler with `core` for eBPF, and the LLVM that the linker is built on.
+const COMPILER_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
+const LINKER_PACKAGES: [&str; 2] = ["llvm-22-dev", "g++"];
+const LINKER_LLVM: &str = "/usr/lib/llvm-22";
+
+/// 0.13 is the first that is known to link what this workspace's compilers emit.
+const LINKER_VERSION: &str = "0.13.0";
+
+/// Installs what is missing.
+///
+/// # Errors
+///
+/// If something cannot be installed, or must be by hand; the message says how.
+pub(crate) fn run_setup() -> Result<()> {
+    let compiler = has_compiler();
+    let linker = has_linker();
+    if compiler && linker {
+        return Ok(());
+    }
+    if !(is_root() && Path::new("/etc/debian_version").exists() && has_program("apt-get")) {
+        return by_hand(compiler, linker);
+    }
+    let mut packages = Vec::new();
+    if !compiler {
+        packages.extend(COMPILER_PACKAGES);
+    }
+    if !linker {
+        packages.extend(LINKER_PACKAGES);
+    }
+    apt_install(&packages)?;
+    if !linker {
+        install_linker()?;
+    }
+    ensure!(
+        has_compiler(),
+        "no rustc for {TARGET} even now; set FAULTLINE_BPF_RUSTC to one that has its core"
+    );
+    ensure!(has_linker(), "bpf-linker is installed but not found; put {:?} on the PATH", installed());
+    Ok(())
+}
+
+/// `cargo xtask setup`.
+///
+/// # Errors
+///
+/// As [`run_setup`].
+pub(crate) fn run() -> Result<()> {
+    run_setup()?;
+    println!("everything the build needs is here");
+    Ok(())
+}
+
+fn by_hand(compiler: bool, linker: bool) -> Result<()> {
+    let mut commands = Vec::new();
+    if !compiler {
+        commands.push("rustup toolchain install nightly --component rust-src".to_string());
+    }
+    if !linker {
+        commands.push("cargo install bpf-linker".to_string());
+    }
+    bail!("the eBPF half needs a compiler and a linker that are not here; run\n  {}", commands.join("\n  "))
+}
+
+/// Installs packages, with fresh lists if the old ones do not know them all.
+fn apt_install(packages: &[&str]) -> Result<()> {
+    println!("installing from Debian's packages: {}", packages.join(" "));
+    let install = || {
+        let mut apt = Command::new("apt-get");
+        apt.env("DEBIAN_FRONTEND", "noninteractive").args([
+            "install",
+            "--yes",
+            "--no-install-recommends",
+            "-qq",
+        ]);
+        // Another apt may be at work.
+        apt.args(["-o", "DPkg::Lock::Timeout=300", "-o", "Dpkg::Use-Pty=0"]).args(packages);
+        apt
+    };
+    let simulated = install().arg("--simulate").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if !simulated.is_ok_and(|status| status.success()) {
+        run_quietly(Command::new("apt-get").args(["update", "-qq"]))?;
+    }
+    run_quietly(&mut install())
+}
+
+fn install_linker() -> Result<()> {
+    let mut cargo = cargo();
+    cargo.args(["install", "bpf-linker", "--version", LINKER_VERSION, "--locked", "--force", "--quiet"]);
+    cargo.args(["--no-default-features", "--features", "llvm-22"]).env("LLVM_PREFIX", LINKER_LLVM);
+    println!("installing bpf-linker {LINKER_VERSION}, which takes about a minute: {}", shown(&cargo));
+    run_command(&mut cargo)
+}
+
+fn run_quietly(command: &mut Command) -> Result<()> {
+    run_command(command.stdout(Stdio::null()))
+}
+
+/// Whether `chaos-user/build.rs` will find a compiler.
+fn has_compiler() -> bool {
+    let candidates =
+        [env::var("FAULTLINE_BPF_RUSTC").ok(), Some("rustc".into()), Some("/usr/bin/rustc".into())];
+    candidates.into_iter().flatten().any(|rustc| has_core(Command::new(rustc))) || has_nightly_source()
+}
+
+fn has_core(mut rustc: Command) -> bool {
+    // The rustup toolchain that started us is not what build.rs would get.
+    rustc.args(["--print=target-libdir", "--target", TARGET]).env_remove("RUSTUP_TOOLCHAIN");
+    output(&mut rustc).is_some_and(|libdir| {
+        let files = std::fs::read_dir(libdir.trim()).into_iter().flatten().flatten();
+        files.into_iter().any(|file| file.file_name().to_string_lossy().starts_with("libcore-"))
+    })
+}
+
+fn has_nightly_source() -> bool {
+    let mut rustc = Command::new("rustup");
+    rustc.args(["run", "nightly", "rustc", "--print=sysroot"]);
+    output(&mut rustc)
+        .is_some_and(|sysroot| Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library").exists())
+}
+
+fn has_linker() -> bool {
+    let asked = env::var("FAULTLINE_BPF_LINKER").unwrap_or_else(|_| "bpf-linker".into());
+    let in_installed = installed().map(|folder| folder.join("bpf-linker"));
+    [Some(PathBuf::from(asked)), in_installed].into_iter().flatten().any(|linker| {
+        let version = output(Command::new(linker).arg("--version"));
+        version.is_some_and(|version| recent(&version))
+    })
+}
+
+/// Whether `bpf-linker --version` says at least [`LINKER_VERSION`].
+fn recent(version: &str) -> bool {
+    let numbers =
+        |text: &str| -> Vec<u32> { text.split('.').map_while(|number| number.parse().ok()).collect() };
+    version.split_whitespace().nth(1).is_some_and(|version| numbers(version) >= numbers(LINKER_VERSION))
+}
+
+fn has_program(name: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).any(|folder| folder.join(name).is_file())
+}
+
+fn output(command: &mut Command) -> Option<String> {
+    let output = command.stderr(Stdio::null()).output().ok().filter(|output| output.status.success())?;
+    String::from_utf8(output.stdout).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn linker_versions() {
+        assert!(recent("bpf-linker 0.13.0\n") && recent("bpf-linker 1.0.0") && recent("bpf-linker 0.14.2"));
+        assert!(!recent("bpf-linker 0.9.15") && !recent("") && !recent("bpf-linker unknown"));
+    }
+}
