@@ -132,7 +132,7 @@ impl Mechanism {
             M::Clsact => {
                 "load the modules sch_ingress and cls_bpf (CONFIG_NET_SCH_INGRESS, CONFIG_NET_CLS_BPF)"
             }
-            M::CgroupV2 => "mount it: mount -t cgroup2 none /sys/fs/cgroup/unified",
+            M::CgroupV2 => "mount it: mount -t cgroup2 none DIRECTORY",
             M::CgroupSkb => "use a kernel with CONFIG_CGROUP_BPF=y",
             M::CgroupConnect => "use Linux 5.18 or newer (bpf_set_retval) with CONFIG_CGROUP_BPF=y",
             M::Lsm => "use a kernel with CONFIG_BPF_LSM=y, and add bpf to its lsm= boot parameter",

@@ -1,11 +1,11 @@
-//! The kernel as a whole: release, rights, BTF, lockdown, security modules.
+//! The kernel as a whole: release, rights, lockdown, security modules.
 
 use std::{fs, io};
 
 use nix::sys::utsname::uname;
 
-use super::{Answer, Refusal, mounts, sentence};
-use crate::kernel::{Error, Result, btf::KernelTypes};
+use super::mounts;
+use crate::kernel::{Error, Result};
 
 const SECURITYFS: &str = "/sys/kernel/security";
 const STATUS: &str = "/proc/self/status";
@@ -24,8 +24,6 @@ pub(super) struct Host {
     pub(super) lockdown: Result<String>,
     /// The active security modules.
     pub(super) security_modules: Result<Vec<String>>,
-    /// The kernel's types.
-    pub(super) types: Result<KernelTypes>,
 }
 
 impl Host {
@@ -38,36 +36,18 @@ impl Host {
             },
         );
         let read = |file| mounts::read(c"securityfs", SECURITYFS, file);
-        let lockdown = read("lockdown").and_then(|text| {
-            let invalid =
-                || Error::new("read", format!("{SECURITYFS}/lockdown"), io::ErrorKind::InvalidData.into());
-            selected(&text).map(str::to_owned).ok_or_else(invalid)
-        });
         let list = |text: String| text.trim().split(',').map(str::to_owned).collect();
-        Self {
-            kernel,
-            architecture,
-            unprivileged: unprivileged(),
-            lockdown,
-            security_modules: read("lsm").map(list),
-            types: KernelTypes::read(),
-        }
-    }
-
-    /// Whether the kernel has types, and these can be read.
-    pub(super) fn btf(&self) -> Answer {
-        match &self.types {
-            Ok(_) => Ok(None),
-            Err(error) => Err(Refusal::missing(sentence(error))),
-        }
-    }
-
-    /// The number of a kernel function in these types.
-    pub(super) fn function(&self, name: &str) -> std::result::Result<u32, Refusal> {
-        match &self.types {
-            Ok(types) => types.function(name).map_err(|error| Refusal::missing(sentence(&error))),
-            Err(_) => Err(Refusal::missing(format!("the kernel has no BTF to find {name} in"))),
-        }
+        let security_modules: Result<Vec<String>> = read("lsm").map(list);
+        let lockdown = match (read("lockdown"), &security_modules) {
+            (Ok(text), _) => selected(&text).map(str::to_owned).ok_or_else(|| {
+                let file = format!("{SECURITYFS}/lockdown");
+                Error::new("read", file, io::ErrorKind::InvalidData.into())
+            }),
+            // Where the module that locks down is not there, nothing can be locked.
+            (Err(_), Ok(modules)) if !modules.iter().any(|module| module == "lockdown") => Ok("none".into()),
+            (Err(error), _) => Err(error),
+        };
+        Self { kernel, architecture, unprivileged: unprivileged(), lockdown, security_modules }
     }
 }
 

@@ -18,13 +18,20 @@ mod probes;
 mod report;
 mod tracing;
 
-use std::thread;
+use std::{
+    io,
+    thread::{self, ScopedJoinHandle},
+};
 
 use nix::errno::Errno;
 
 pub use self::report::{FaultSupport, Finding, Report, State};
 use self::{flag::Thread, host::Host};
-use super::{Error, mechanism::Mechanism as M};
+use super::{
+    Error,
+    btf::{KernelTypes, VMLINUX},
+    mechanism::Mechanism as M,
+};
 
 /// What a probe found: a mechanism that works, maybe with a remark, or why not.
 type Answer = Result<Option<String>, Refusal>;
@@ -64,31 +71,42 @@ const SILENT: &str = "the program loads and attaches, and the kernel does not ru
 #[must_use]
 pub fn run() -> Report {
     let host = Host::look();
-    let mut answers: Vec<(M, Answer)> = vec![(M::Btf, host.btf())];
     if let Some(reason) = &host.unprivileged {
-        for mechanism in M::ALL.into_iter().filter(|mechanism| *mechanism != M::Btf) {
-            answers.push((mechanism, Err(Refusal::Untried(format!("not tried: {reason}")))));
-        }
-    } else {
-        let found = thread::scope(|scope| {
-            // A thread that enters a network namespace of its own; the namespace goes with it.
-            let net = scope.spawn(net::probe);
-            // Probes act for the thread they run in, so this one runs nothing else.
-            let own = scope.spawn(|| in_own_thread(&host));
-            let cgroup = cgroup::probe();
-            [net.join().unwrap_or_default(), own.join().unwrap_or_default(), cgroup]
-        });
-        answers.extend(found.into_iter().flatten());
+        let untried = || Err(Refusal::Untried(format!("not tried: {reason}")));
+        let mut answers = vec![(M::Btf, btf(&KernelTypes::read()))];
+        answers.extend(M::ALL.into_iter().filter(|other| *other != M::Btf).map(|other| (other, untried())));
+        return Report::new(&host, answers);
     }
+    // Side by side, because most of the time is spent waiting for the kernel to detach.
+    let answers = thread::scope(|scope| {
+        let types = scope.spawn(KernelTypes::read);
+        // This thread enters a network namespace of its own; the namespace goes with it.
+        let net = scope.spawn(net::probe);
+        let own = scope.spawn(|| in_own_thread(&host, types));
+        let cgroup = cgroup::probe();
+        [net.join().unwrap_or_default(), own.join().unwrap_or_default(), cgroup]
+            .into_iter()
+            .flatten()
+            .collect()
+    });
     Report::new(&host, answers)
 }
 
-fn in_own_thread(host: &Host) -> Vec<(M, Answer)> {
+/// The probes that act for the thread they run in. One after the other: some share a function.
+fn in_own_thread(host: &Host, types: ScopedJoinHandle<'_, Result<KernelTypes, Error>>) -> Vec<(M, Answer)> {
     let thread = Thread::current();
     let mut answers = helper::probe(host);
     answers.extend(probes::probe(thread));
-    answers.extend(tracing::probe(thread, host));
+    let types =
+        types.join().unwrap_or_else(|_| Err(Error::new("parse", VMLINUX, io::ErrorKind::InvalidData.into())));
+    answers.push((M::Btf, btf(&types)));
+    answers.extend(tracing::probe(thread, host, types.as_ref().ok()));
     answers
+}
+
+/// Whether the kernel has types, and these can be read.
+fn btf(types: &Result<KernelTypes, Error>) -> Answer {
+    types.as_ref().map(|_| None).map_err(|error| Refusal::missing(sentence(error)))
 }
 
 /// One sentence: the call, its object, the errno by its name, and what else the kernel said.

@@ -148,11 +148,10 @@ impl Finding {
                 finding(State::Missing, None, Some(cause), remedy.or_else(usual))
             }
             Some(Err(Refusal::Kernel(error))) => {
-                let remedy = if matches!(error.errno(), libc::EPERM | libc::EACCES) {
-                    Some(forbidden(host))
-                } else {
-                    usual()
-                };
+                // Confidentiality empties tracefs instead of refusing it.
+                let hidden = mechanism == M::Tracepoint && locked_away(host);
+                let refused = matches!(error.errno(), libc::EPERM | libc::EACCES);
+                let remedy = if refused || hidden { Some(forbidden(host)) } else { usual() };
                 finding(State::Missing, None, Some(sentence(&error)), remedy)
             }
             Some(Err(Refusal::Untried(cause))) => {
@@ -169,10 +168,16 @@ impl Finding {
 
 /// What to do about a `no` that root gets as well.
 fn forbidden(host: &Host) -> String {
-    match host.lockdown.as_deref() {
-        Ok("confidentiality") => "boot with lockdown=integrity or lockdown=none".into(),
-        _ => "the kernel or a security module forbids it, to root as well; use another kernel".into(),
+    if locked_away(host) {
+        "boot with lockdown=integrity or lockdown=none".into()
+    } else {
+        "the kernel or a security module forbids it, to root as well; use another kernel".into()
     }
+}
+
+/// Whether the kernel keeps what it holds from root.
+fn locked_away(host: &Host) -> bool {
+    host.lockdown.as_deref().is_ok_and(|state| state == "confidentiality")
 }
 
 #[cfg(test)]

@@ -11,20 +11,24 @@ use super::{
     host::Host,
     probes::{CALL, SYSCALL, call, raised},
 };
-use crate::kernel::sys::{self, Program};
+use crate::kernel::{
+    btf::KernelTypes,
+    sys::{self, Program},
+};
 
 /// The security modules' question about [`CALL`].
 const HOOK: &str = "task_getscheduler";
 
 /// All of them.
-pub(super) fn probe(thread: Thread, host: &Host) -> Vec<(M, Answer)> {
+pub(super) fn probe(thread: Thread, host: &Host, types: Option<&KernelTypes>) -> Vec<(M, Answer)> {
+    let call = Caller { thread, types };
     let tracing = |name, attach, function: &str| {
-        fires(thread, host, name, bpf_prog_type::BPF_PROG_TYPE_TRACING, attach, function)
+        call.runs(name, bpf_prog_type::BPF_PROG_TYPE_TRACING, attach, function)
     };
     let syscall = format!("{SYSCALL}{CALL}");
     let security = format!("security_{HOOK}");
     vec![
-        (M::Lsm, lsm(thread, host)),
+        (M::Lsm, lsm(&call, host)),
         (M::Fentry, tracing("doctor_fentry", bpf_attach_type::BPF_TRACE_FENTRY, &syscall)),
         (M::Fexit, tracing("doctor_fexit", bpf_attach_type::BPF_TRACE_FEXIT, &syscall)),
         (M::FmodRetSecurity, tracing("doctor_fmod_sec", bpf_attach_type::BPF_MODIFY_RETURN, &security)),
@@ -33,10 +37,10 @@ pub(super) fn probe(thread: Thread, host: &Host) -> Vec<(M, Answer)> {
 }
 
 /// Where `bpf` is not among the active modules, a program loads and attaches, and is never asked.
-fn lsm(thread: Thread, host: &Host) -> Answer {
+fn lsm(call: &Caller<'_>, host: &Host) -> Answer {
     let kind = bpf_prog_type::BPF_PROG_TYPE_LSM;
     let function = format!("bpf_lsm_{HOOK}");
-    let answer = fires(thread, host, "doctor_lsm", kind, bpf_attach_type::BPF_LSM_MAC, &function);
+    let answer = call.runs("doctor_lsm", kind, bpf_attach_type::BPF_LSM_MAC, &function);
     match (answer, &host.security_modules) {
         (Err(Refusal::Missing { cause, .. }), Ok(modules))
             if cause == SILENT && !modules.iter().any(|module| module == "bpf") =>
@@ -51,27 +55,33 @@ fn lsm(thread: Thread, host: &Host) -> Answer {
     }
 }
 
-/// Attaches to a function, makes our call, and sees whether the program ran.
-fn fires(
+/// Who sets the programs off.
+struct Caller<'a> {
     thread: Thread,
-    host: &Host,
-    name: &str,
-    kind: bpf_prog_type,
-    attach: bpf_attach_type,
-    function: &str,
-) -> Answer {
-    let flag = Flag::new()?;
-    let code = thread.only(flag.raise());
-    let program = sys::load(&Program {
-        name,
-        kind,
-        attach: Some(attach),
-        attach_btf_id: host.function(function)?,
-        flags: 0,
-        instructions: code.as_slice(),
-        functions: None,
-    })?;
-    let _link = sys::raw_tracepoint(program.as_fd(), None)?;
-    call();
-    raised(&flag)
+    types: Option<&'a KernelTypes>,
+}
+
+impl Caller<'_> {
+    /// Attaches to a function, makes our call, and sees whether the program ran.
+    fn runs(&self, name: &str, kind: bpf_prog_type, attach: bpf_attach_type, function: &str) -> Answer {
+        let Some(types) = self.types else {
+            return Err(Refusal::missing(format!("the kernel has no BTF to find {function} in")));
+        };
+        let attach_btf_id =
+            types.function(function).map_err(|error| Refusal::missing(super::sentence(&error)))?;
+        let flag = Flag::new()?;
+        let code = self.thread.only(flag.raise());
+        let program = sys::load(&Program {
+            name,
+            kind,
+            attach: Some(attach),
+            attach_btf_id,
+            flags: 0,
+            instructions: code.as_slice(),
+            functions: None,
+        })?;
+        let _link = sys::raw_tracepoint(program.as_fd(), None)?;
+        call();
+        raised(&flag)
+    }
 }
