@@ -147,6 +147,13 @@ impl Finding {
             Some(Err(Refusal::Missing { cause, remedy })) => {
                 finding(State::Missing, None, Some(cause), remedy.or_else(usual))
             }
+            // No answer of this kernel about the mechanism, but of this moment about the process.
+            Some(Err(Refusal::Kernel(error)))
+                if matches!(error.errno(), libc::EMFILE | libc::ENFILE | libc::ENOMEM) =>
+            {
+                let remedy = "raise the limit (ulimit -n, memory) and run it again".to_owned();
+                finding(State::Unknown, None, Some(sentence(&error)), Some(remedy))
+            }
             Some(Err(Refusal::Kernel(error))) => {
                 // Confidentiality empties tracefs instead of refusing it.
                 let hidden = mechanism == M::Tracepoint && locked_away(host);

@@ -65,7 +65,8 @@ impl Caller<'_> {
     /// Attaches to a function, makes our call, and sees whether the program ran.
     fn runs(&self, name: &str, kind: bpf_prog_type, attach: bpf_attach_type, function: &str) -> Answer {
         let Some(types) = self.types else {
-            return Err(Refusal::missing(format!("the kernel has no BTF to find {function} in")));
+            let cause = format!("the kernel has no BTF to find {function} in");
+            return Err(Refusal::Missing { cause, remedy: Some(M::Btf.remedy().to_owned()) });
         };
         let attach_btf_id =
             types.function(function).map_err(|error| Refusal::missing(super::sentence(&error)))?;
