@@ -1,6 +1,7 @@
 //! The command line: what can be typed, and what is printed.
 
 mod args;
+pub mod doctor;
 mod error;
 mod interval;
 mod net;

@@ -45,6 +45,21 @@ impl KernelTypes {
             io::ErrorKind::NotFound.into(),
         ))
     }
+
+    /// The number of a function, which programs attach to.
+    ///
+    /// # Errors
+    ///
+    /// If this kernel has no such function, or keeps its type to itself.
+    pub fn function(&self, name: &str) -> Result<u32> {
+        let ids = self.0.resolve_ids_by_name(name).unwrap_or_default();
+        ids.into_iter().find(|id| matches!(self.0.resolve_type_by_id(*id), Ok(Type::Func(_)))).ok_or_else(
+            || {
+                let object = format!("function {name} in {VMLINUX}");
+                Error::new("look-up", object, io::ErrorKind::NotFound.into())
+            },
+        )
+    }
 }
 
 fn unreadable(error: &btf_rs::Error) -> Error {

@@ -4,8 +4,10 @@ pub mod attach;
 pub mod btf;
 pub mod clock;
 pub mod counters;
+pub mod mechanism;
 pub mod netlink;
 pub mod object;
+pub mod probe;
 pub mod programs;
 pub mod sys;
 

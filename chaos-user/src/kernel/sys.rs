@@ -95,6 +95,17 @@ pub struct Program<'a> {
     pub flags: u32,
     /// The instructions.
     pub instructions: &'a [bpf_insn],
+    /// What its functions are, where a helper calls one of them.
+    pub functions: Option<Functions<'a>>,
+}
+
+/// The functions of a program, for [`Program`].
+#[derive(Clone, Copy, Debug)]
+pub struct Functions<'a> {
+    /// Their types, from [`load_types`].
+    pub types: BorrowedFd<'a>,
+    /// Of each function its first instruction and its type.
+    pub starts: &'a [[u32; 2]],
 }
 
 /// Result of one [`test_run`].
@@ -106,18 +117,18 @@ pub struct TestRun {
     pub nanoseconds: u32,
 }
 
-fn zeroed() -> bpf_attr {
+pub(super) fn zeroed() -> bpf_attr {
     // SAFETY: a union of plain integers; all zero is a value of each, and the kernel wants unused bytes zero.
     unsafe { mem::zeroed() }
 }
 
-fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i64> {
+pub(super) fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i64> {
     // SAFETY: `attr` is a whole `bpf_attr`, and the pointers the callers put into it outlive the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr, size_of::<bpf_attr>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-fn bpf_fd(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
+pub(super) fn bpf_fd(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
     let fd = bpf(command, attr)?;
     // SAFETY: these commands return a new fd, which nobody else has.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
@@ -141,6 +152,12 @@ pub fn load(program: &Program<'_>) -> Result<OwnedFd> {
         load.prog_flags = program.flags;
         load.expected_attach_type = program.attach.map_or(0, |attach| attach as u32);
         load.attach_btf_id = program.attach_btf_id;
+        if let Some(Functions { types, starts }) = program.functions {
+            load.prog_btf_fd = types.as_raw_fd() as u32;
+            load.func_info_rec_size = size_of::<[u32; 2]>() as u32;
+            load.func_info = starts.as_ptr() as u64;
+            load.func_info_cnt = starts.len() as u32;
+        }
         let name = program.name.as_bytes().iter().take(BPF_OBJ_NAME_LEN as usize - 1);
         for (to, from) in load.prog_name.iter_mut().zip(name) {
             *to = from.cast_signed();
@@ -157,6 +174,19 @@ pub fn load(program: &Program<'_>) -> Result<OwnedFd> {
         let object = said_of(program.name, &String::from_utf8_lossy(&log[..end]));
         Error::new("bpf(BPF_PROG_LOAD)", object, source)
     })
+}
+
+/// Loads BTF, the types of a program.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn load_types(types: &[u8]) -> Result<OwnedFd> {
+    let mut attr = zeroed();
+    attr.__bindgen_anon_7.btf = types.as_ptr() as u64;
+    attr.__bindgen_anon_7.btf_size = types.len() as u32;
+    bpf_fd(bpf_cmd::BPF_BTF_LOAD, &mut attr)
+        .map_err(|source| Error::new("bpf(BPF_BTF_LOAD)", "the types of a program", source))
 }
 
 /// A program's name and what the verifier said of it last, rather than all it said.

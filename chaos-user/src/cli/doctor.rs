@@ -1,0 +1,105 @@
+//! What the doctor found, for people. `--json` is the report itself.
+
+use std::io::{self, Write};
+
+use crate::kernel::probe::{FaultSupport, Finding, Report, State};
+
+/// Width of the longest mechanism's name.
+const NAME: usize = 17;
+/// Width of the longest state's name.
+const STATE: usize = 7;
+
+/// Prints the report: the host, a line for each mechanism with cause and remedy where it is missing, and what
+/// faults work by what.
+///
+/// # Errors
+///
+/// Those of `out`.
+pub fn print_text(report: &Report, out: &mut impl Write) -> io::Result<()> {
+    let Report { faultline, kernel, architecture, ready, unprivileged, .. } = report;
+    let unknown = || "unknown".to_owned();
+    writeln!(out, "Faultline {faultline} on Linux {kernel} ({architecture})")?;
+    writeln!(out, "lockdown: {}", report.lockdown.clone().unwrap_or_else(unknown))?;
+    let modules = report.security_modules.as_ref().map_or_else(unknown, |modules| modules.join(", "));
+    writeln!(out, "security modules: {modules}")?;
+    if let Some(reason) = unprivileged {
+        writeln!(out, "rights: Faultline {reason}; below is what can be told without")?;
+    }
+    writeln!(out)?;
+    // Without rights all that needs them is unknown for that one reason.
+    let told = |finding: &&Finding| unprivileged.is_none() || finding.state != State::Unknown;
+    for finding in report.mechanisms.iter().filter(told) {
+        print_finding(finding, out)?;
+    }
+    if unprivileged.is_some() {
+        writeln!(out, "  {:NAME$}  {:STATE$}  run faultline doctor as root", "all others", "unknown")?;
+    }
+    writeln!(out, "\nFaults on this kernel:")?;
+    for fault in &report.faults {
+        print_fault(fault, unprivileged.is_some(), out)?;
+    }
+    let verdict = if *ready {
+        "Ready: packet loss works in both directions."
+    } else if unprivileged.is_some() {
+        "Not ready: needs root."
+    } else {
+        "Not ready: packet loss does not work in both directions."
+    };
+    writeln!(out, "\n{verdict}")
+}
+
+fn print_finding(finding: &Finding, out: &mut impl Write) -> io::Result<()> {
+    let Finding { mechanism, state, note, cause, remedy } = finding;
+    let state = match state {
+        State::Available => "yes",
+        State::Missing => "no",
+        State::Unknown => "unknown",
+    };
+    let mut remarks =
+        [note.as_deref(), cause.as_deref()].into_iter().flatten().map(str::to_owned).collect::<Vec<_>>();
+    remarks.extend(remedy.as_ref().map(|remedy| format!("-> {remedy}")));
+    let indent = format!("\n{:width$}", "", width = 2 + NAME + 2 + STATE + 2);
+    let line = format!("  {mechanism:NAME$}  {state:STATE$}  {}", remarks.join(&indent));
+    writeln!(out, "{}", line.trim_end())
+}
+
+fn print_fault(support: &FaultSupport, untried: bool, out: &mut impl Write) -> io::Result<()> {
+    let FaultSupport { fault, direction, mechanism, fallbacks, missing } = support;
+    let names = |mechanisms: &[_]| mechanisms.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let name = format!("{} {}", fault.name(), direction.name());
+    match mechanism {
+        Some(mechanism) if fallbacks.is_empty() => writeln!(out, "  {name:NAME$}  by {mechanism}"),
+        Some(mechanism) => writeln!(out, "  {name:NAME$}  by {mechanism}, else {}", names(fallbacks)),
+        None if untried => writeln!(out, "  {name:NAME$}  unknown"),
+        None => writeln!(out, "  {name:NAME$}  cannot be had: no {}", names(missing)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::mechanism::Mechanism;
+
+    #[test]
+    fn names_fit_their_column() {
+        assert!(Mechanism::ALL.iter().all(|mechanism| mechanism.name().len() <= NAME));
+    }
+
+    #[test]
+    fn what_is_missing_is_explained_below_itself() {
+        let finding = Finding {
+            mechanism: Mechanism::Tcx,
+            state: State::Missing,
+            note: None,
+            cause: Some("the kernel says no".into()),
+            remedy: Some("ask again".into()),
+        };
+        let mut out = Vec::new();
+        print_finding(&finding, &mut out).expect("a vector takes everything");
+        let expected = [
+            "  tcx                no       the kernel says no\n",
+            "                              -> ask again\n",
+        ];
+        assert_eq!(String::from_utf8_lossy(&out), expected.concat());
+    }
+}

@@ -1,0 +1,246 @@
+//! What Faultline can be built of on a kernel, and which fault takes what: the one table that the planner and
+//! the doctor read.
+
+use chaos_ebpf::abi::Direction;
+use serde::{Deserialize, Serialize};
+
+use self::Mechanism as M;
+
+/// Something a kernel can do or not. The names in JSON are the variants' in snake_case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mechanism {
+    /// The kernel's types, `/sys/kernel/btf/vmlinux`.
+    Btf,
+    /// Running a program without attaching it.
+    TestRun,
+    /// XDP by a link, run by the driver.
+    XdpNative,
+    /// XDP by a link, run after the driver.
+    XdpGeneric,
+    /// tc by a link, both directions.
+    Tcx,
+    /// tc by netlink: a direct-action filter on `clsact`, both directions.
+    Clsact,
+    /// A mounted cgroup v2 hierarchy, in which cgroups can be made.
+    CgroupV2,
+    /// Packets of a cgroup's sockets.
+    CgroupSkb,
+    /// `connect(2)` in a cgroup, with an errno of our choice (`bpf_set_retval`).
+    CgroupConnect,
+    /// BPF LSM hooks that really run.
+    Lsm,
+    /// The start of a kernel function.
+    Fentry,
+    /// The end of a kernel function.
+    Fexit,
+    /// Another result for a `security_*` function.
+    FmodRetSecurity,
+    /// Another result for a system call.
+    FmodRetSyscall,
+    /// The start of a kernel function, by a breakpoint.
+    Kprobe,
+    /// Another result for a system call, by a kprobe (`bpf_override_return`).
+    KprobeOverride,
+    /// `syscalls:*` tracepoints, by perf.
+    Tracepoint,
+    /// Tracepoints with their raw arguments.
+    RawTracepoint,
+    /// A place in a program.
+    Uprobe,
+    /// Writing to a process's memory (`bpf_probe_write_user`).
+    ProbeWriteUser,
+    /// Long loops in a program (`bpf_loop`).
+    BpfLoop,
+    /// The qdisc that releases packets at the time they carry.
+    SchFq,
+    /// The kernel's own network emulator.
+    SchNetem,
+    /// The interface that gives arriving packets a queue.
+    Ifb,
+}
+
+impl Mechanism {
+    /// All, in the order the doctor prints them.
+    pub const ALL: [Self; 24] = [
+        M::Btf,
+        M::TestRun,
+        M::XdpNative,
+        M::XdpGeneric,
+        M::Tcx,
+        M::Clsact,
+        M::SchFq,
+        M::SchNetem,
+        M::Ifb,
+        M::CgroupV2,
+        M::CgroupSkb,
+        M::CgroupConnect,
+        M::Lsm,
+        M::Fentry,
+        M::Fexit,
+        M::FmodRetSecurity,
+        M::FmodRetSyscall,
+        M::Kprobe,
+        M::KprobeOverride,
+        M::Tracepoint,
+        M::RawTracepoint,
+        M::Uprobe,
+        M::ProbeWriteUser,
+        M::BpfLoop,
+    ];
+
+    /// Its name in JSON and in the doctor's table.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            M::Btf => "btf",
+            M::TestRun => "test_run",
+            M::XdpNative => "xdp_native",
+            M::XdpGeneric => "xdp_generic",
+            M::Tcx => "tcx",
+            M::Clsact => "clsact",
+            M::CgroupV2 => "cgroup_v2",
+            M::CgroupSkb => "cgroup_skb",
+            M::CgroupConnect => "cgroup_connect",
+            M::Lsm => "lsm",
+            M::Fentry => "fentry",
+            M::Fexit => "fexit",
+            M::FmodRetSecurity => "fmod_ret_security",
+            M::FmodRetSyscall => "fmod_ret_syscall",
+            M::Kprobe => "kprobe",
+            M::KprobeOverride => "kprobe_override",
+            M::Tracepoint => "tracepoint",
+            M::RawTracepoint => "raw_tracepoint",
+            M::Uprobe => "uprobe",
+            M::ProbeWriteUser => "probe_write_user",
+            M::BpfLoop => "bpf_loop",
+            M::SchFq => "sch_fq",
+            M::SchNetem => "sch_netem",
+            M::Ifb => "ifb",
+        }
+    }
+
+    /// What to change where it is missing.
+    #[must_use]
+    pub const fn remedy(self) -> &'static str {
+        match self {
+            M::Btf => "use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as all large distributions ship",
+            M::TestRun => "use Linux 5.10 or newer",
+            M::XdpNative => "use Linux 5.9 or newer with veth; Faultline uses tcx or clsact instead",
+            M::XdpGeneric => "use Linux 5.9 or newer; Faultline does not need it",
+            M::Tcx => "needs Linux 6.6 or newer; Faultline uses clsact below",
+            M::Clsact => {
+                "load the modules sch_ingress and cls_bpf (CONFIG_NET_SCH_INGRESS, CONFIG_NET_CLS_BPF)"
+            }
+            M::CgroupV2 => "mount it: mount -t cgroup2 none DIRECTORY",
+            M::CgroupSkb => "use a kernel with CONFIG_CGROUP_BPF=y",
+            M::CgroupConnect => "use Linux 5.18 or newer (bpf_set_retval) with CONFIG_CGROUP_BPF=y",
+            M::Lsm => "use a kernel with CONFIG_BPF_LSM=y, and add bpf to its lsm= boot parameter",
+            M::Fentry | M::Fexit => {
+                "use a kernel with BTF, CONFIG_FUNCTION_TRACER=y and CONFIG_DYNAMIC_FTRACE=y"
+            }
+            M::FmodRetSecurity => "use a kernel with BTF, CONFIG_SECURITY=y and CONFIG_DYNAMIC_FTRACE=y",
+            M::FmodRetSyscall => "use a kernel with CONFIG_FUNCTION_ERROR_INJECTION=y",
+            M::Kprobe => "use a kernel with CONFIG_KPROBES=y and CONFIG_KPROBE_EVENTS=y",
+            M::KprobeOverride => {
+                "use a kernel with CONFIG_BPF_KPROBE_OVERRIDE=y and CONFIG_FUNCTION_ERROR_INJECTION=y"
+            }
+            M::Tracepoint => "use a kernel with CONFIG_FTRACE_SYSCALLS=y",
+            M::RawTracepoint => "use a kernel with CONFIG_BPF_EVENTS=y",
+            M::Uprobe => "use a kernel with CONFIG_UPROBE_EVENTS=y",
+            M::ProbeWriteUser => {
+                "boot with lockdown=none; where Secure Boot turns lockdown on, turn that off"
+            }
+            M::BpfLoop => "use Linux 5.17 or newer",
+            M::SchFq => "load the module sch_fq, or use a kernel that has it (CONFIG_NET_SCH_FQ)",
+            M::SchNetem => "load the module sch_netem (CONFIG_NET_SCH_NETEM); no fault needs it",
+            M::Ifb => "load the module ifb, or use a kernel that has it (CONFIG_IFB)",
+        }
+    }
+}
+
+impl std::fmt::Display for Mechanism {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A fault, as the table has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fault {
+    /// Packets vanish.
+    Loss,
+}
+
+impl Fault {
+    /// Its name on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Loss => "loss",
+        }
+    }
+}
+
+/// One way to have a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Way {
+    /// Which fault.
+    pub fault: Fault,
+    /// Which packets it acts on.
+    pub direction: Direction,
+    /// By what.
+    pub mechanism: Mechanism,
+    /// What else the kernel must have for it.
+    pub needs: &'static [Mechanism],
+}
+
+const fn way(fault: Fault, direction: Direction, mechanism: M, needs: &'static [M]) -> Way {
+    Way { fault, direction, mechanism, needs }
+}
+
+/// All faults and the ways to have them, of each fault the best way first.
+#[rustfmt::skip]
+pub const WAYS: &[Way] = &[
+    way(Fault::Loss, Direction::In,  M::XdpNative, &[M::Btf]),
+    way(Fault::Loss, Direction::In,  M::Tcx,       &[M::Btf]),
+    way(Fault::Loss, Direction::In,  M::Clsact,    &[M::Btf]),
+    way(Fault::Loss, Direction::Out, M::Tcx,       &[M::Btf]),
+    way(Fault::Loss, Direction::Out, M::Clsact,    &[M::Btf]),
+];
+
+/// The ways to have a fault, the best first.
+pub fn ways(fault: Fault, direction: Direction) -> impl Iterator<Item = &'static Way> {
+    WAYS.iter().filter(move |way| way.fault == fault && way.direction == direction)
+}
+
+impl Way {
+    /// The mechanism and what it needs.
+    pub fn all(&self) -> impl Iterator<Item = Mechanism> + use<> {
+        std::iter::once(self.mechanism).chain(self.needs.iter().copied())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_in_json_and_all_are_listed_once() {
+        let mut seen = std::collections::HashSet::new();
+        for mechanism in M::ALL {
+            assert_eq!(serde_json::to_value(mechanism).ok(), Some(mechanism.name().into()));
+            assert!(seen.insert(mechanism), "{mechanism} twice");
+        }
+        // The last variant: whoever adds one is reminded of the list.
+        assert_eq!(M::Ifb as usize + 1, M::ALL.len());
+    }
+
+    #[test]
+    fn loss_falls_back_in_order() {
+        let order = |direction| ways(Fault::Loss, direction).map(|way| way.mechanism).collect::<Vec<_>>();
+        assert_eq!(order(Direction::In), [M::XdpNative, M::Tcx, M::Clsact]);
+        assert_eq!(order(Direction::Out), [M::Tcx, M::Clsact]);
+    }
+}

@@ -1,0 +1,119 @@
+//! How a probe sees that its program ran, and ran for the probe's own thread only.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use aya_obj::generated::{bpf_cmd, bpf_func_id, bpf_map_type, bpf_prog_type};
+
+use nix::unistd::gettid;
+
+use super::insn::Code;
+use crate::kernel::{
+    Error, Result,
+    sys::{self, Program, bpf, bpf_fd, zeroed},
+};
+
+/// A number in a map that a program writes.
+#[derive(Debug)]
+pub(super) struct Flag(OwnedFd);
+
+impl Flag {
+    /// A new one, 0.
+    pub(super) fn new() -> Result<Self> {
+        let mut attr = zeroed();
+        // SAFETY: the variant BPF_MAP_CREATE reads.
+        let create = unsafe { &mut attr.__bindgen_anon_1 };
+        create.map_type = bpf_map_type::BPF_MAP_TYPE_ARRAY as u32;
+        create.key_size = 4;
+        create.value_size = 8;
+        create.max_entries = 1;
+        for (to, from) in create.map_name.iter_mut().zip(b"doctor_flag") {
+            *to = from.cast_signed();
+        }
+        bpf_fd(bpf_cmd::BPF_MAP_CREATE, &mut attr)
+            .map(Self)
+            .map_err(|source| Error::new("bpf(BPF_MAP_CREATE)", "an array of 8 bytes", source))
+    }
+
+    /// What it is now.
+    pub(super) fn get(&self) -> Result<u64> {
+        let key = 0_u32;
+        let mut value = 0_u64;
+        let mut attr = zeroed();
+        // SAFETY: the variant BPF_MAP_LOOKUP_ELEM reads.
+        let element = unsafe { &mut attr.__bindgen_anon_2 };
+        element.map_fd = self.0.as_raw_fd() as u32;
+        element.key = (&raw const key) as u64;
+        element.__bindgen_anon_1.value = (&raw mut value) as u64;
+        bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr)
+            .map_err(|source| Error::new("bpf(BPF_MAP_LOOKUP_ELEM)", "doctor", source))?;
+        Ok(value)
+    }
+
+    /// Code that sets it to 1.
+    pub(super) fn raise(&self) -> Code {
+        Code::default().set_value(1, self.0.as_fd()).store(1, 0, 1)
+    }
+
+    /// Code that sets it to register 0.
+    pub(super) fn keep_result(&self) -> Code {
+        Code::default().set_value(1, self.0.as_fd()).store_register(1, 0, 0)
+    }
+}
+
+/// The calling thread as the kernel's programs see it, whatever PID namespace it is in.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Thread(u64);
+
+impl Thread {
+    /// The calling thread.
+    ///
+    /// Asked of a program, because `getpid` answers in the process's own PID namespace and a program sees the
+    /// initial one. Before Linux 5.10, which cannot run such a program, the two are taken for the same.
+    pub(super) fn current() -> Self {
+        let ask = || {
+            let flag = Flag::new()?;
+            let code = Code::default()
+                .call(bpf_func_id::BPF_FUNC_get_current_pid_tgid)
+                .then(flag.keep_result())
+                .exit(0);
+            run_here(&load_raw("doctor_who", &code)?)?;
+            flag.get()
+        };
+        let here = || u64::from(std::process::id()) << 32 | gettid().as_raw() as u64;
+        Self(ask().unwrap_or_else(|_: Error| here()))
+    }
+
+    /// A program that does something for this thread only, and returns 0 to all. Register 6 is its context.
+    pub(super) fn only(self, then: Code) -> Code {
+        Code::default()
+            .copy(6, 1)
+            .call(bpf_func_id::BPF_FUNC_get_current_pid_tgid)
+            .set_wide(1, self.0)
+            .if_equal(0, 1, then)
+            .exit(0)
+    }
+}
+
+/// Loads a raw tracepoint program, attached to nothing.
+pub(super) fn load_raw(name: &str, code: &Code) -> Result<OwnedFd> {
+    sys::load(&Program {
+        name,
+        kind: bpf_prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT,
+        attach: None,
+        attach_btf_id: 0,
+        flags: 0,
+        instructions: code.as_slice(),
+        functions: None,
+    })
+}
+
+/// Runs a raw tracepoint program once, in the calling thread and without any tracepoint. Returns its result.
+pub(super) fn run_here(program: &OwnedFd) -> Result<u32> {
+    let mut attr = zeroed();
+    // `sys::test_run` is for packets; here the kernel wants neither data nor a repeat count.
+    attr.test.prog_fd = program.as_raw_fd() as u32;
+    bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr)
+        .map_err(|source| Error::new("bpf(BPF_PROG_TEST_RUN)", "a raw tracepoint program", source))?;
+    // SAFETY: the field this command writes.
+    Ok(unsafe { attr.test.retval })
+}

@@ -1,0 +1,128 @@
+//! What this kernel can do, found by really doing it: each probe loads and attaches a program of a few
+//! instructions to something that is thrown away afterwards, and where a kernel may accept a program and never
+//! run it, looks whether it ran.
+//!
+//! No probe changes what anybody else sees. Network probes have a network namespace of their own; cgroup
+//! probes an empty cgroup; all others act for the probe's own thread only. Everything is held by fds, so that a
+//! probe killed in the middle leaves nothing but, maybe, that empty cgroup, which the next run removes.
+
+mod cgroup;
+mod flag;
+mod helper;
+mod host;
+mod insn;
+mod mounts;
+mod net;
+mod perf;
+mod probes;
+mod report;
+mod tracing;
+
+use std::{
+    io,
+    thread::{self, ScopedJoinHandle},
+};
+
+use nix::errno::Errno;
+
+pub use self::report::{FaultSupport, Finding, Report, State};
+use self::{flag::Thread, host::Host};
+use super::{
+    Error,
+    btf::{KernelTypes, VMLINUX},
+    mechanism::Mechanism as M,
+};
+
+/// What a probe found: a mechanism that works, maybe with a remark, or why not.
+type Answer = Result<Option<String>, Refusal>;
+
+/// Why a mechanism is not there.
+#[derive(Debug)]
+enum Refusal {
+    /// The kernel said no.
+    Kernel(Error),
+    /// It is not there, or does not work.
+    Missing {
+        /// What was seen.
+        cause: String,
+        /// What to change, if not what [`M::remedy`] says.
+        remedy: Option<String>,
+    },
+    /// It could not be tried.
+    Untried(String),
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self::Kernel(error)
+    }
+}
+
+impl Refusal {
+    fn missing(cause: impl Into<String>) -> Self {
+        Self::Missing { cause: cause.into(), remedy: None }
+    }
+}
+
+/// A program that loads and attaches and that the kernel then does not run.
+const SILENT: &str = "the program loads and attaches, and the kernel does not run it";
+
+/// Tries everything.
+#[must_use]
+pub fn run() -> Report {
+    let host = Host::look();
+    if let Some(reason) = &host.unprivileged {
+        let untried = || Err(Refusal::Untried(format!("not tried: {reason}")));
+        let mut answers = vec![(M::Btf, btf(&KernelTypes::read()))];
+        answers.extend(M::ALL.into_iter().filter(|other| *other != M::Btf).map(|other| (other, untried())));
+        return Report::new(&host, answers);
+    }
+    // Side by side, because most of the time is spent waiting for the kernel to detach.
+    let answers = thread::scope(|scope| {
+        let types = scope.spawn(KernelTypes::read);
+        // This thread enters a network namespace of its own; the namespace goes with it.
+        let net = scope.spawn(net::probe);
+        let own = scope.spawn(|| in_own_thread(&host, types));
+        let cgroup = cgroup::probe();
+        [net.join().unwrap_or_default(), own.join().unwrap_or_default(), cgroup]
+            .into_iter()
+            .flatten()
+            .collect()
+    });
+    Report::new(&host, answers)
+}
+
+/// The probes that act for the thread they run in. One after the other: some share a function.
+fn in_own_thread(host: &Host, types: ScopedJoinHandle<'_, Result<KernelTypes, Error>>) -> Vec<(M, Answer)> {
+    let thread = Thread::current();
+    let mut answers = helper::probe(host);
+    answers.extend(probes::probe(thread));
+    let types =
+        types.join().unwrap_or_else(|_| Err(Error::new("parse", VMLINUX, io::ErrorKind::InvalidData.into())));
+    answers.push((M::Btf, btf(&types)));
+    answers.extend(tracing::probe(thread, host, types.as_ref().ok()));
+    answers
+}
+
+/// Whether the kernel has types, and these can be read.
+fn btf(types: &Result<KernelTypes, Error>) -> Answer {
+    types.as_ref().map(|_| None).map_err(|error| Refusal::missing(sentence(error)))
+}
+
+/// One sentence: the call, its object, the errno by its name, and what else the kernel said.
+fn sentence(error: &Error) -> String {
+    let Error { call, object, source } = error;
+    let Some(number) = source.raw_os_error() else {
+        return format!("{call} on {object} fails: {source}");
+    };
+    let errno = Errno::from_raw(number);
+    let gives = format!("gives {errno:?} ({})", errno.desc());
+    // The verifier's last line, or netlink's explanation.
+    match object.split_once(": ") {
+        Some((object, said)) => format!("{call} on {object} {gives}: {said}"),
+        None => format!("{call} on {object} {gives}"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

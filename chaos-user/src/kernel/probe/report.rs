@@ -1,0 +1,226 @@
+//! What the probes found, as data.
+
+use chaos_ebpf::abi::Direction;
+use serde::Serialize;
+
+use super::{Answer, Refusal, host::Host, sentence};
+use crate::kernel::mechanism::{Fault, Mechanism, Mechanism as M, WAYS, Way, ways};
+
+/// Whether a mechanism is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// It was tried and works.
+    Available,
+    /// It was tried and does not.
+    Missing,
+    /// It could not be tried.
+    Unknown,
+}
+
+/// What was found of one mechanism.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// Which.
+    pub mechanism: Mechanism,
+    /// Whether it is there.
+    pub state: State,
+    /// A remark on one that is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    /// Why it is not there: what the kernel said to which call.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+    /// What to change.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+}
+
+/// What a fault would be made of here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FaultSupport {
+    /// Which fault.
+    pub fault: Fault,
+    /// Which packets it acts on.
+    pub direction: Direction,
+    /// What it uses, or nothing if it cannot be had.
+    pub mechanism: Option<Mechanism>,
+    /// What it falls back to, in order, where an interface or another program stands in the way.
+    pub fallbacks: Vec<Mechanism>,
+    /// If it cannot be had: what is missing for its best way.
+    pub missing: Vec<Mechanism>,
+}
+
+/// What this kernel can do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Faultline's version.
+    pub faultline: &'static str,
+    /// The kernel's release.
+    pub kernel: String,
+    /// The machine's architecture.
+    pub architecture: String,
+    /// Whether the main job (loss, in and out) can run.
+    pub ready: bool,
+    /// Why nothing can be done at all, if the process lacks the rights.
+    pub unprivileged: Option<String>,
+    /// `none`, `integrity` or `confidentiality`; nothing if it could not be told.
+    pub lockdown: Option<String>,
+    /// The active security modules; nothing if it could not be told.
+    pub security_modules: Option<Vec<String>>,
+    /// Mechanism by mechanism.
+    pub mechanisms: Vec<Finding>,
+    /// Fault by fault.
+    pub faults: Vec<FaultSupport>,
+}
+
+impl Report {
+    pub(super) fn new(host: &Host, mut answers: Vec<(M, Answer)>) -> Self {
+        let mechanisms: Vec<Finding> = M::ALL
+            .into_iter()
+            .map(|mechanism| {
+                let at = answers.iter().position(|(answered, _)| *answered == mechanism);
+                let answer = at.map(|at| answers.swap_remove(at).1);
+                Finding::new(mechanism, answer, host)
+            })
+            .collect();
+        let faults = faults(&mechanisms);
+        let ready = host.unprivileged.is_none()
+            && [Direction::In, Direction::Out].into_iter().all(|direction| {
+                faults.iter().any(|support| {
+                    (support.fault, support.direction) == (Fault::Loss, direction)
+                        && support.mechanism.is_some()
+                })
+            });
+        Self {
+            faultline: env!("CARGO_PKG_VERSION"),
+            kernel: host.kernel.clone(),
+            architecture: host.architecture.clone(),
+            ready,
+            unprivileged: host.unprivileged.clone(),
+            lockdown: host.lockdown.as_ref().ok().cloned(),
+            security_modules: host.security_modules.as_ref().ok().cloned(),
+            mechanisms,
+            faults,
+        }
+    }
+
+    /// Whether a mechanism is there.
+    #[must_use]
+    pub fn has(&self, mechanism: Mechanism) -> bool {
+        available(&self.mechanisms, mechanism)
+    }
+
+    /// 0 if the main job (loss, in and out) can run, else 3: not started, the kernel cannot.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        if self.ready { 0 } else { 3 }
+    }
+}
+
+fn available(findings: &[Finding], mechanism: Mechanism) -> bool {
+    findings.iter().any(|finding| finding.mechanism == mechanism && finding.state == State::Available)
+}
+
+fn faults(findings: &[Finding]) -> Vec<FaultSupport> {
+    let mut kinds: Vec<(Fault, Direction)> = WAYS.iter().map(|way| (way.fault, way.direction)).collect();
+    kinds.dedup();
+    let works = |way: &&Way| way.all().all(|mechanism| available(findings, mechanism));
+    let support = |(fault, direction)| {
+        let mut usable = ways(fault, direction).filter(works).map(|way| way.mechanism);
+        let mechanism = usable.next();
+        let missing = match (mechanism, ways(fault, direction).last()) {
+            (None, Some(last)) => last.all().filter(|mechanism| !available(findings, *mechanism)).collect(),
+            _ => Vec::new(),
+        };
+        FaultSupport { fault, direction, mechanism, fallbacks: usable.collect(), missing }
+    };
+    kinds.into_iter().map(support).collect()
+}
+
+impl Finding {
+    fn new(mechanism: Mechanism, answer: Option<Answer>, host: &Host) -> Self {
+        let finding = |state, note, cause, remedy| Self { mechanism, state, note, cause, remedy };
+        let usual = || Some(mechanism.remedy().to_owned());
+        match answer {
+            Some(Ok(note)) => finding(State::Available, note, None, None),
+            Some(Err(Refusal::Missing { cause, remedy })) => {
+                finding(State::Missing, None, Some(cause), remedy.or_else(usual))
+            }
+            // No answer of this kernel about the mechanism, but of this moment about the process.
+            Some(Err(Refusal::Kernel(error)))
+                if matches!(error.errno(), libc::EMFILE | libc::ENFILE | libc::ENOMEM) =>
+            {
+                let remedy = "raise the limit (ulimit -n, memory) and run it again".to_owned();
+                finding(State::Unknown, None, Some(sentence(&error)), Some(remedy))
+            }
+            Some(Err(Refusal::Kernel(error))) => {
+                // Confidentiality empties tracefs instead of refusing it.
+                let hidden = mechanism == M::Tracepoint && locked_away(host);
+                let refused = matches!(error.errno(), libc::EPERM | libc::EACCES);
+                let remedy = if refused || hidden { Some(forbidden(host)) } else { usual() };
+                finding(State::Missing, None, Some(sentence(&error)), remedy)
+            }
+            Some(Err(Refusal::Untried(cause))) => {
+                let remedy = host.unprivileged.as_ref().map(|_| "run faultline doctor as root".to_owned());
+                finding(State::Unknown, None, Some(cause), remedy)
+            }
+            None => {
+                let cause = "not tried: the probe before it could not be made".to_owned();
+                finding(State::Unknown, None, Some(cause), None)
+            }
+        }
+    }
+}
+
+/// What to do about a `no` that root gets as well.
+fn forbidden(host: &Host) -> String {
+    if locked_away(host) {
+        "boot with lockdown=integrity or lockdown=none".into()
+    } else {
+        "the kernel or a security module forbids it, to root as well; use another kernel".into()
+    }
+}
+
+/// Whether the kernel keeps what it holds from root.
+fn locked_away(host: &Host) -> bool {
+    host.lockdown.as_deref().is_ok_and(|state| state == "confidentiality")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn findings(available: &[Mechanism]) -> Vec<Finding> {
+        M::ALL
+            .into_iter()
+            .map(|mechanism| Finding {
+                mechanism,
+                state: if available.contains(&mechanism) { State::Available } else { State::Missing },
+                note: None,
+                cause: None,
+                remedy: None,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_fault_takes_the_best_way_there_is() {
+        let modern = faults(&findings(&[M::Btf, M::XdpNative, M::Tcx, M::Clsact]));
+        assert_eq!(modern[0].mechanism, Some(M::XdpNative));
+        assert_eq!(modern[0].fallbacks, [M::Tcx, M::Clsact]);
+        assert_eq!(modern[1].mechanism, Some(M::Tcx));
+
+        let old = faults(&findings(&[M::Btf, M::Clsact]));
+        assert_eq!(old.iter().map(|fault| fault.mechanism).collect::<Vec<_>>(), [Some(M::Clsact); 2]);
+    }
+
+    #[test]
+    fn a_fault_without_a_way_says_what_is_missing() {
+        let without_types = faults(&findings(&[M::XdpNative, M::Tcx, M::Clsact]));
+        assert_eq!(without_types[0].mechanism, None);
+        assert_eq!(without_types[0].missing, [M::Btf]);
+        let xdp_only = faults(&findings(&[M::Btf, M::XdpNative]));
+        assert_eq!(xdp_only[1].missing, [M::Clsact]);
+    }
+}
