@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fmt, fs,
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -122,11 +122,22 @@ impl fmt::Display for Difference {
     }
 }
 
+/// Opens an object; `None` if it is gone. A link that is being made has a number but cannot be opened yet (`EAGAIN`).
+fn open(kind: Kind, id: u32) -> Result<Option<OwnedFd>> {
+    let deadline = Instant::now() + Duration::from_secs(1);
+    loop {
+        match sys::open(kind, id) {
+            Err(error) if error.errno() == libc::EAGAIN && Instant::now() < deadline => thread::yield_now(),
+            result => return Ok(result?),
+        }
+    }
+}
+
 /// Our programs and maps by name, our links by their programs. An object may go while it is looked at.
 fn bpf(lines: &mut BTreeSet<String>) -> Result {
     let mut programs = BTreeSet::new();
     for id in sys::ids(Kind::Program)? {
-        let Some(program) = sys::open(Kind::Program, id)? else { continue };
+        let Some(program) = open(Kind::Program, id)? else { continue };
         let name = sys::program_info(program.as_fd())?.name;
         if name.starts_with(PROGRAM_PREFIX) {
             programs.insert(id);
@@ -134,14 +145,14 @@ fn bpf(lines: &mut BTreeSet<String>) -> Result {
         }
     }
     for id in sys::ids(Kind::Map)? {
-        let Some(map) = sys::open(Kind::Map, id)? else { continue };
+        let Some(map) = open(Kind::Map, id)? else { continue };
         let (_, name) = sys::map_info(map.as_fd())?;
         if name.starts_with(MAP_PREFIX) {
             lines.insert(format!("map {id} {name}"));
         }
     }
     for id in sys::ids(Kind::Link)? {
-        let Some(link) = sys::open(Kind::Link, id)? else { continue };
+        let Some(link) = open(Kind::Link, id)? else { continue };
         let info = sys::link_info(link.as_fd())?;
         if programs.contains(&info.program) {
             lines.insert(format!("link {id} of program {} on interface {}", info.program, info.ifindex));
