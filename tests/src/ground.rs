@@ -290,6 +290,7 @@ fn load_named(name: &str) -> Result<OwnedFd> {
         kind: bpf_prog_type::BPF_PROG_TYPE_XDP,
         attach: None,
         attach_btf_id: 0,
+        functions: None,
         flags: 0,
         instructions: &returning(2),
     })?)

@@ -47,6 +47,12 @@ pub(super) enum Command {
         #[arg(long, conflicts_with = "ids")]
         all: bool,
     },
+    /// Say what this kernel can do, found by trying it on throw-away objects
+    Doctor {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Clear away what dead owners have left; every other command does so first
     Sweep,
 }

@@ -2,12 +2,33 @@
 
 use std::io::{self, Write};
 
-use crate::kernel::probe::{FaultSupport, Finding, Report, State};
+use super::{CliError, Code};
+use crate::{
+    kernel::probe::{self, FaultSupport, Finding, Report, State},
+    session,
+};
 
 /// Width of the longest mechanism's name.
 const NAME: usize = 17;
 /// Width of the longest state's name.
 const STATE: usize = 7;
+
+/// Says what this kernel can do.
+pub(super) fn run(json: bool) -> Result<Code, CliError> {
+    // Without root nothing can be swept, and the report says what else cannot be done.
+    if nix::unistd::geteuid().is_root() {
+        session::sweep()?;
+    }
+    let report = probe::run();
+    let mut out = io::stdout().lock();
+    if json {
+        serde_json::to_writer(&mut out, &report).map_err(io::Error::from)?;
+        writeln!(out)?;
+    } else {
+        print_text(&report, &mut out)?;
+    }
+    Ok(if report.ready { Code::Success } else { Code::NotStarted })
+}
 
 /// Prints the report: the host, a line for each mechanism with cause and remedy where it is missing, and what
 /// faults work by what.
@@ -15,7 +36,7 @@ const STATE: usize = 7;
 /// # Errors
 ///
 /// Those of `out`.
-pub fn print_text(report: &Report, out: &mut impl Write) -> io::Result<()> {
+fn print_text(report: &Report, out: &mut impl Write) -> io::Result<()> {
     let Report { faultline, kernel, architecture, ready, unprivileged, .. } = report;
     let unknown = || "unknown".to_owned();
     writeln!(out, "Faultline {faultline} on Linux {kernel} ({architecture})")?;

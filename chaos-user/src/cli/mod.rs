@@ -1,7 +1,7 @@
 //! The command line: what can be typed, and what is printed.
 
 mod args;
-pub mod doctor;
+mod doctor;
 mod error;
 mod interval;
 mod net;
@@ -53,6 +53,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> Result<Code, CliError> 
         Command::Net { fault: Net::Loss { loss, run } } => net::loss(loss, further, &run),
         Command::Ps { json } => owners::ps(json),
         Command::Stop { ids, all } => owners::stop(&ids, all),
+        Command::Doctor { json } => doctor::run(json),
         Command::Sweep => owners::sweep(),
     }
 }

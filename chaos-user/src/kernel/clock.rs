@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
-/// `CLOCK_MONOTONIC`, which `bpf_ktime_get_coarse_ns` reads as of the last tick, in nanoseconds.
+/// `CLOCK_MONOTONIC` as of the last tick, in nanoseconds: what the programs read by `bpf_ktime_get_coarse_ns`.
+/// What is now by the exact clock is in the future for them.
 #[must_use]
 pub fn monotonic() -> u64 {
-    nanoseconds(ClockId::CLOCK_MONOTONIC)
+    nanoseconds(ClockId::CLOCK_MONOTONIC_COARSE)
 }
 
 /// `CLOCK_BOOTTIME`, which goes on while the machine sleeps, in nanoseconds.

@@ -267,7 +267,7 @@ pub fn ids(kind: Kind) -> Result<Vec<u32>> {
     Ok(ids)
 }
 
-/// Opens an object by its number; `None` if it is gone.
+/// Opens an object by its number; `None` if it is gone, or a link that is not attached yet.
 ///
 /// # Errors
 ///
@@ -278,7 +278,8 @@ pub fn open(kind: Kind, id: u32) -> Result<Option<OwnedFd>> {
     attr.__bindgen_anon_6.__bindgen_anon_1.prog_id = id;
     match bpf_fd(command, &mut attr) {
         Ok(fd) => Ok(Some(fd)),
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        // A link has its number before it is attached (EAGAIN).
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EAGAIN)) => Ok(None),
         Err(source) => Err(Error::new(call, id.to_string(), source)),
     }
 }

@@ -1,7 +1,7 @@
 //! Whether everything of a run is gone, as the kernel's own listings say.
 
 use std::{
-    io, thread,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -51,21 +51,12 @@ pub(super) fn gone(hooks: &[HookRecord]) -> Result<(), Dirty> {
 fn left(hooks: &[HookRecord]) -> kernel::Result<Vec<String>> {
     let mut left = Vec::new();
     for hook in hooks {
-        if is_there(Kind::Link, hook.link_id)? {
+        if sys::open(Kind::Link, hook.link_id)?.is_some() {
             left.push(format!("link show id {}", hook.link_id));
         }
-        if is_there(Kind::Program, hook.program_id)? {
+        if sys::open(Kind::Program, hook.program_id)?.is_some() {
             left.push(format!("prog show id {}", hook.program_id));
         }
     }
     Ok(left)
-}
-
-fn is_there(kind: Kind, id: u32) -> kernel::Result<bool> {
-    match sys::open(kind, id) {
-        Ok(found) => Ok(found.is_some()),
-        // A link that is being freed.
-        Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
-    }
 }

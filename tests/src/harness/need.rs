@@ -98,6 +98,7 @@ fn tcx(netns: &Netns) -> Result {
         kind: bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS,
         attach: None,
         attach_btf_id: 0,
+        functions: None,
         flags: 0,
         instructions: &pass,
     })?;

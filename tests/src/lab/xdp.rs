@@ -32,6 +32,7 @@ pub fn attach_xdp(netns: &Netns, device: &str, verdict: Verdict) -> Result<Owned
         kind: bpf_prog_type::BPF_PROG_TYPE_XDP,
         attach: Some(attach),
         attach_btf_id: 0,
+        functions: None,
         flags: 0,
         instructions: &instructions,
     })?;

@@ -110,12 +110,6 @@ impl Report {
     pub fn has(&self, mechanism: Mechanism) -> bool {
         available(&self.mechanisms, mechanism)
     }
-
-    /// 0 if the main job (loss, in and out) can run, else 3: not started, the kernel cannot.
-    #[must_use]
-    pub fn exit_code(&self) -> u8 {
-        if self.ready { 0 } else { 3 }
-    }
 }
 
 fn available(findings: &[Finding], mechanism: Mechanism) -> bool {
