@@ -1,116 +1,170 @@
-//! Attaches the programs to an interface, by links that the kernel closes with their owner.
+//! Attaches the programs to an interface, by the first mechanism of the table that works.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use aya_obj::generated::{XDP_FLAGS_DRV_MODE, bpf_attach_type};
-use chaos_ebpf::abi::Direction;
-use serde::{Deserialize, Serialize};
+use chaos_ebpf::abi::{Direction, program};
 
 use super::{
     Error, Result,
+    filter::{Filter, Trace},
+    mechanism::{Fault, Mechanism, ways},
     programs::Programs,
     sys::{self, Target},
 };
 use crate::target::Device;
 
-/// Where a program sits in a packet's way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Hook {
-    /// In the driver, before there is a socket buffer.
-    XdpNative,
-    /// tc, by a link (Linux 6.6).
-    Tcx,
-}
-
-impl std::fmt::Display for Hook {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(match self {
-            Self::XdpNative => "XDP (native)",
-            Self::Tcx => "tc (tcx)",
-        })
-    }
-}
-
-/// A program on an interface. It is gone when this is dropped, however its owner ends.
+/// A program on an interface.
 #[derive(Debug)]
 pub struct Attachment {
     /// Which packets it sees.
     pub direction: Direction,
-    /// Where.
-    pub hook: Hook,
-    /// Why there and not at a cheaper hook.
+    /// By what it is held there.
+    pub mechanism: Mechanism,
+    /// Why by that and not by a cheaper one.
     pub why: String,
     /// The kernel's number of the program.
     pub program: u32,
-    /// The kernel's number of the link.
-    pub id: u32,
-    link: OwnedFd,
+    hold: Hold,
 }
 
+/// What keeps a program attached.
+#[derive(Debug)]
+enum Hold {
+    /// Closed by the kernel with its owner, however that ends. With its number.
+    Link(OwnedFd, u32),
+    /// Stays when the owner is killed.
+    Filter(Filter),
+}
+
+/// Called with what a crash would leave behind, before it is made.
+pub type Note<'a> = dyn FnMut(Trace) -> std::result::Result<(), String> + 'a;
+
 impl Attachment {
-    /// Attaches the program for one direction at the cheapest hook that can do it.
+    /// Attaches the program for one direction.
     ///
     /// # Errors
     ///
-    /// The kernel's answer for the last hook there is.
-    pub fn new(programs: &mut Programs, device: &Device, direction: Direction) -> Result<Self> {
-        let refused = match direction {
-            Direction::Out => None,
-            Direction::In => match native_xdp(programs, device) {
-                Ok(link) => {
-                    let why = "the cheapest hook: the driver runs XDP itself";
-                    return Self::linked(direction, Hook::XdpNative, why.into(), link);
+    /// What was said of the last mechanism that was tried.
+    pub fn new(
+        programs: &mut Programs,
+        device: &Device,
+        fault: Fault,
+        direction: Direction,
+        note: &mut Note<'_>,
+    ) -> Result<Self> {
+        let mut refusals: Vec<String> = Vec::new();
+        let mut last = None;
+        for way in ways(fault, direction) {
+            match hold(programs, device, direction, way.mechanism, note) {
+                Ok((program, hold)) => {
+                    let why = match &refusals[..] {
+                        [] => "the first choice, and it works here".into(),
+                        refusals => refusals.join("; "),
+                    };
+                    return Ok(Self { direction, mechanism: way.mechanism, why, program, hold });
                 }
-                Err(error) => Some(error),
-            },
-        };
-        let attach = match direction {
-            Direction::In => bpf_attach_type::BPF_TCX_INGRESS,
-            Direction::Out => bpf_attach_type::BPF_TCX_EGRESS,
-        };
-        let program = programs.tc(direction)?.as_fd();
-        let link = sys::link(program, Target::Interface(device.ifindex), attach, 0)?;
-        let why = refused.unwrap_or_else(|| "what is sent passes no earlier hook".into());
-        Self::linked(direction, Hook::Tcx, why, link)
+                Err(error) => {
+                    refusals.push(refusal(way.mechanism, device, &error));
+                    last = Some(error);
+                }
+            }
+        }
+        let nothing = || Error::new("look-up", fault.name(), std::io::ErrorKind::Unsupported.into());
+        Err(last.unwrap_or_else(nothing))
     }
 
-    fn linked(direction: Direction, hook: Hook, why: String, link: OwnedFd) -> Result<Self> {
-        let info = sys::link_info(link.as_fd())?;
-        Ok(Self { direction, hook, why, program: info.program, id: info.id, link })
+    /// The link's number, if a link holds it.
+    #[must_use]
+    pub fn link(&self) -> Option<u32> {
+        match &self.hold {
+            Hold::Link(_, id) => Some(*id),
+            Hold::Filter(_) => None,
+        }
     }
 
-    /// Whether the interface is still there.
+    /// What a crash would leave behind, if anything.
+    #[must_use]
+    pub fn trace(&self) -> Option<&Trace> {
+        match &self.hold {
+            Hold::Link(..) => None,
+            Hold::Filter(filter) => Some(filter.trace()),
+        }
+    }
+
+    /// Whether it is still there: it goes with its interface.
     ///
     /// # Errors
     ///
     /// The kernel's.
     pub fn alive(&self) -> Result<bool> {
-        Ok(sys::link_info(self.link.as_fd())?.ifindex != 0)
-    }
-
-    /// The link.
-    #[must_use]
-    pub fn link(&self) -> BorrowedFd<'_> {
-        self.link.as_fd()
+        match &self.hold {
+            Hold::Link(link, _) => Ok(sys::link_info(link.as_fd())?.ifindex != 0),
+            Hold::Filter(filter) => filter.trace().is_there(),
+        }
     }
 }
 
-/// A link, or why there is none.
-///
-/// Without `XDP_FLAGS_DRV_MODE` the kernel would run the program after it has made a socket buffer, which
-/// costs more than tc does; without a link (netlink's way) it would outlive a crash.
-fn native_xdp(programs: &mut Programs, device: &Device) -> std::result::Result<OwnedFd, String> {
-    if !device.ethernet {
-        return Err(format!("no XDP on {}: its packets have no Ethernet header", device.name));
+fn hold(
+    programs: &mut Programs,
+    device: &Device,
+    direction: Direction,
+    mechanism: Mechanism,
+    note: &mut Note<'_>,
+) -> Result<(u32, Hold)> {
+    match mechanism {
+        // Without XDP_FLAGS_DRV_MODE the kernel would run the program after it has made a socket buffer, which
+        // costs more than tc does; without a link (netlink's way) it would outlive a crash.
+        Mechanism::XdpNative if device.ethernet => {
+            let program = programs.xdp()?.as_fd();
+            linked(sys::link(program, interface(device), bpf_attach_type::BPF_XDP, XDP_FLAGS_DRV_MODE)?)
+        }
+        Mechanism::Tcx => {
+            let attach = match direction {
+                Direction::In => bpf_attach_type::BPF_TCX_INGRESS,
+                Direction::Out => bpf_attach_type::BPF_TCX_EGRESS,
+            };
+            linked(sys::link(programs.tc(direction)?.as_fd(), interface(device), attach, 0)?)
+        }
+        Mechanism::Clsact => filtered(programs, device, direction, note),
+        _ => Err(Error::new("attach", mechanism.name(), std::io::ErrorKind::Unsupported.into())),
     }
-    let attach = |programs: &mut Programs| -> Result<OwnedFd> {
-        let program = programs.xdp()?.as_fd();
-        sys::link(program, Target::Interface(device.ifindex), bpf_attach_type::BPF_XDP, XDP_FLAGS_DRV_MODE)
+}
+
+fn interface(device: &Device) -> Target<'static> {
+    Target::Interface(device.ifindex)
+}
+
+fn linked(link: OwnedFd) -> Result<(u32, Hold)> {
+    let info = sys::link_info(link.as_fd())?;
+    Ok((info.program, Hold::Link(link, info.id)))
+}
+
+fn filtered(
+    programs: &mut Programs,
+    device: &Device,
+    direction: Direction,
+    note: &mut Note<'_>,
+) -> Result<(u32, Hold)> {
+    let name = match direction {
+        Direction::In => program::TC_IN,
+        Direction::Out => program::TC_OUT,
     };
-    attach(programs).map_err(|error: Error| match error.errno() {
-        libc::EBUSY => format!("no XDP on {}: another XDP program is there", device.name),
-        libc::EOPNOTSUPP => format!("no XDP on {}: its driver does not run it", device.name),
-        _ => format!("no XDP on {}: {error}", device.name),
-    })
+    let program = programs.tc(direction)?.as_fd();
+    let id = sys::program_info(program)?.id;
+    let trace = Trace::plan(device.ifindex, direction, id)?;
+    note(trace).map_err(|refused| Error::new("note", "the journal", std::io::Error::other(refused)))?;
+    Ok((id, Hold::Filter(Filter::add(trace, program, name)?)))
+}
+
+/// Why a mechanism was passed over, for people.
+fn refusal(mechanism: Mechanism, device: &Device, error: &Error) -> String {
+    let Device { name, ethernet, .. } = device;
+    match (mechanism, error.errno()) {
+        (Mechanism::XdpNative, _) if !ethernet => format!("no XDP: {name} has no Ethernet header"),
+        (Mechanism::XdpNative, libc::EBUSY) => format!("no XDP: another XDP program is on {name}"),
+        (Mechanism::XdpNative, libc::EOPNOTSUPP) => format!("no XDP: the driver of {name} does not run it"),
+        (Mechanism::Tcx, libc::EINVAL) => "no tcx: it needs Linux 6.6".into(),
+        _ => format!("no {mechanism}: {error}"),
+    }
 }

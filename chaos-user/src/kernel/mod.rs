@@ -4,6 +4,7 @@ pub mod attach;
 pub mod btf;
 pub mod clock;
 pub mod counters;
+pub mod filter;
 pub mod mechanism;
 pub mod netlink;
 pub mod object;

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use chaos_ebpf::abi::Direction;
 
 use super::Process;
-use crate::kernel::{attach::Hook, counters::MapIds};
+use crate::kernel::{counters::MapIds, filter::Trace, mechanism::Mechanism};
 
 /// Where records lie.
 pub(super) const DIRECTORY: &str = "/run/faultline";
@@ -42,14 +42,14 @@ pub(super) fn error(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -
 pub struct HookRecord {
     /// Which packets it sees.
     pub direction: Direction,
-    /// Where it sits.
-    pub hook: Hook,
-    /// Why there.
+    /// By what it is held there.
+    pub hook: Mechanism,
+    /// Why by that.
     pub why: String,
     /// The kernel's number of the program.
     pub program_id: u32,
-    /// The kernel's number of the link.
-    pub link_id: u32,
+    /// The kernel's number of the link, if a link holds it.
+    pub link_id: Option<u32>,
 }
 
 /// A rule of a run.
@@ -69,6 +69,8 @@ pub struct RuleRecord {
 pub enum Entry {
     /// Before anything is done: who, and what is going to be done.
     Begun(Begun),
+    /// Before something is made that does not go with its owner: how to remove it.
+    Undo(Trace),
     /// Everything is attached, disarmed.
     Prepared {
         /// The hooks.
@@ -109,6 +111,7 @@ pub(super) struct Journal {
     id: String,
     path: PathBuf,
     file: Flock<File>,
+    traces: Vec<Trace>,
 }
 
 impl Journal {
@@ -134,7 +137,7 @@ impl Journal {
             if nix::sys::stat::fstat(file.as_fd()).is_ok_and(|stat| stat.st_nlink == 0) {
                 continue;
             }
-            let mut journal = Self { id, path, file };
+            let mut journal = Self { id, path, file, traces: Vec::new() };
             journal.append(&first)?;
             return Ok(journal);
         }
@@ -157,6 +160,21 @@ impl Journal {
         line.push(b'\n');
         self.file.write_all(&line).map_err(error("write", &self.path))?;
         self.file.sync_data().map_err(error("fsync", &self.path))
+    }
+
+    /// Writes down how to remove something, before it is made.
+    ///
+    /// # Errors
+    ///
+    /// As [`append`](Self::append).
+    pub(super) fn note(&mut self, trace: Trace) -> Result<()> {
+        self.traces.push(trace);
+        self.append(&Entry::Undo(trace))
+    }
+
+    /// What has been noted.
+    pub(super) fn traces(&self) -> &[Trace] {
+        &self.traces
     }
 
     /// Ends the record: nothing of what it speaks of is left.

@@ -35,6 +35,8 @@ use crate::{
         attach::Attachment,
         clock,
         counters::Counters,
+        mechanism::Fault,
+        probe,
         programs::{Environment, Programs},
     },
     target::{self, Device},
@@ -101,8 +103,8 @@ impl Prepared {
             rules: plan.rules.iter().map(rule_record).collect(),
             seed: plan.seed,
         };
-        let journal = Journal::begin(begun)?;
-        match Self::attach(&plan, owner) {
+        let mut journal = Journal::begin(begun)?;
+        match Self::attach(&plan, &mut journal) {
             Ok((tables, programs, attachments)) => {
                 let mut prepared = Self { plan, tables, programs, attachments, journal };
                 let entry = Entry::Prepared { hooks: prepared.hooks(), maps: prepared.programs.map_ids()? };
@@ -110,21 +112,25 @@ impl Prepared {
                 Ok(prepared)
             }
             Err(error) => {
-                journal.end()?;
+                // Dropped filters are removed; the record of one that could not be is left for the next sweep.
+                if verify::gone(&[], journal.traces()).is_ok() {
+                    journal.end()?;
+                }
                 Err(error.into())
             }
         }
     }
 
-    fn attach(plan: &Plan, owner: Process) -> kernel::Result<(Tables, Programs, Vec<Attachment>)> {
+    fn attach(plan: &Plan, journal: &mut Journal) -> kernel::Result<(Tables, Programs, Vec<Attachment>)> {
         let tables = Tables::new(&plan.rules);
-        let environment =
-            Environment { owner_tgid: owner.pid.cast_unsigned(), ethernet: plan.device.ethernet };
+        let environment = Environment { owner_tgid: probe::own_tgid(), ethernet: plan.device.ethernet };
         let mut programs = Programs::load(&tables, plan.seed, environment)?;
-        let directions = [Direction::In, Direction::Out].into_iter().filter(|way| tables.acts(*way));
-        let attachments = directions
-            .map(|way| Attachment::new(&mut programs, &plan.device, way))
-            .collect::<Result<_, _>>()?;
+        let mut note = |trace| journal.note(trace).map_err(|error| error.to_string());
+        let mut attachments = Vec::new();
+        for direction in [Direction::In, Direction::Out].into_iter().filter(|way| tables.acts(*way)) {
+            let attachment = Attachment::new(&mut programs, &plan.device, Fault::Loss, direction, &mut note)?;
+            attachments.push(attachment);
+        }
         Ok((tables, programs, attachments))
     }
 
@@ -171,10 +177,10 @@ fn rule_record(rule: &Rule) -> RuleRecord {
 fn hook_record(attachment: &Attachment) -> HookRecord {
     HookRecord {
         direction: attachment.direction,
-        hook: attachment.hook,
+        hook: attachment.mechanism,
         why: attachment.why.clone(),
         program_id: attachment.program,
-        link_id: attachment.id,
+        link_id: attachment.link(),
     }
 }
 
@@ -223,10 +229,11 @@ impl Armed {
         // Should this write fail, the lease ends the same way, and the links below close at any rate.
         let disarmed = lease.end(&mut programs);
         let hooks: Vec<_> = attachments.iter().map(hook_record).collect();
+        let traces: Vec<_> = attachments.iter().filter_map(Attachment::trace).copied().collect();
         drop(attachments);
         let counters = programs.counters();
         drop(programs);
-        verify::gone(&hooks)?;
+        verify::gone(&hooks, &traces)?;
         journal.end().map_err(Dirty::journal)?;
         disarmed.map_err(Dirty::unknown)?;
         Ok(report(&plan.rules, &counters.map_err(Dirty::unknown)?))

@@ -12,7 +12,7 @@ use nix::{
 };
 
 use super::journal::{Begun, DIRECTORY, Entry, HookRecord, Result, error, remove};
-use crate::kernel::counters::MapIds;
+use crate::kernel::{counters::MapIds, filter::Trace};
 
 /// Somebody's record, as far as it was written.
 #[derive(Clone, Debug, PartialEq)]
@@ -84,6 +84,16 @@ impl Record {
             Entry::Prepared { hooks, maps } => Some((&hooks[..], *maps)),
             _ => None,
         })
+    }
+
+    /// What its owner made, or was about to, that does not go with it.
+    #[must_use]
+    pub fn traces(&self) -> Vec<Trace> {
+        let traces = self.entries.iter().filter_map(|entry| match entry {
+            Entry::Undo(trace) => Some(*trace),
+            _ => None,
+        });
+        traces.collect()
     }
 
     /// Until when it acts, if that was said.

@@ -5,6 +5,7 @@ use std::{io, time::Duration};
 use nix::sys::signal::Signal;
 
 use super::{JournalError, Record, verify, verify::Dirty};
+use crate::{kernel::filter::Trace, target};
 
 /// How long an owner that was asked to end may take before it is killed; killing it ends the fault as well.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -66,10 +67,17 @@ pub fn sweep() -> Result<Swept, SweepError> {
     Ok(swept)
 }
 
+/// Undoes what does not go with its owner, looks whether anything is left, and forgets the record.
 fn clear(record: &Record) -> Result<(), SweepError> {
-    if let Some((hooks, _)) = record.prepared() {
-        verify::gone(hooks)?;
+    let traces = record.traces();
+    if let Some(begun) = record.begun().filter(|_| !traces.is_empty()) {
+        let remove = || traces.iter().try_for_each(Trace::remove);
+        // A namespace that is gone has taken its interfaces, and these their filters.
+        let removed = target::within_netns(begun.netns, remove).map_err(|error| Dirty::namespace(&error))?;
+        removed.unwrap_or(Ok(())).map_err(Dirty::unknown)?;
     }
+    let hooks = record.prepared().map_or(&[][..], |(hooks, _)| hooks);
+    verify::gone(hooks, &traces)?;
     record.remove()?;
     Ok(())
 }

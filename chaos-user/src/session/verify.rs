@@ -8,6 +8,7 @@ use std::{
 use super::{JournalError, journal::HookRecord};
 use crate::kernel::{
     self,
+    filter::Trace,
     sys::{self, Kind},
 };
 
@@ -28,16 +29,22 @@ impl Dirty {
         Self { what: error.to_string(), remedy: "faultline ps".into() }
     }
 
+    pub(super) fn namespace(error: &std::io::Error) -> Self {
+        let what = format!("enter the network namespace of a dead owner's interface: {error}");
+        Self { what, remedy: "faultline sweep".into() }
+    }
+
     pub(super) fn journal(error: JournalError) -> Self {
         Self { what: error.to_string(), remedy: "faultline sweep".into() }
     }
 }
 
-/// Waits until no link and no program of these hooks is there any more.
-pub(super) fn gone(hooks: &[HookRecord]) -> Result<(), Dirty> {
+/// Waits until no link and no program of these hooks is there any more. A filter goes with its program: while
+/// there is one, it holds the other.
+pub(super) fn gone(hooks: &[HookRecord], traces: &[Trace]) -> Result<(), Dirty> {
     let deadline = Instant::now() + GRACE;
     loop {
-        let left = left(hooks).map_err(Dirty::unknown)?;
+        let left = left(hooks, traces).map_err(Dirty::unknown)?;
         let Some(first) = left.first() else { return Ok(()) };
         if Instant::now() >= deadline {
             let what = format!("after {GRACE:?} there are still {}", left.join(", "));
@@ -48,14 +55,17 @@ pub(super) fn gone(hooks: &[HookRecord]) -> Result<(), Dirty> {
 }
 
 /// What is left, each as `bpftool` takes it.
-fn left(hooks: &[HookRecord]) -> kernel::Result<Vec<String>> {
+fn left(hooks: &[HookRecord], traces: &[Trace]) -> kernel::Result<Vec<String>> {
     let mut left = Vec::new();
-    for hook in hooks {
-        if sys::open(Kind::Link, hook.link_id)?.is_some() {
-            left.push(format!("link show id {}", hook.link_id));
+    for link in hooks.iter().filter_map(|hook| hook.link_id) {
+        if sys::open(Kind::Link, link)?.is_some() {
+            left.push(format!("link show id {link}"));
         }
-        if sys::open(Kind::Program, hook.program_id)?.is_some() {
-            left.push(format!("prog show id {}", hook.program_id));
+    }
+    let programs = hooks.iter().map(|hook| hook.program_id).chain(traces.iter().map(|trace| trace.program));
+    for program in programs {
+        if sys::open(Kind::Program, program)?.is_some() {
+            left.push(format!("prog show id {program}"));
         }
     }
     Ok(left)

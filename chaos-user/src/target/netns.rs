@@ -63,6 +63,42 @@ impl Netns {
     }
 }
 
+/// Does something in the network namespace of this inode number, wherever it can be found: the caller's own, a
+/// named one, or that of a process. `None` if it is nowhere, which is to say that it is gone.
+///
+/// # Errors
+///
+/// If it is found and cannot be entered.
+pub fn within<T: Send>(inode: u64, action: impl FnOnce() -> T + Send) -> io::Result<Option<T>> {
+    if current()? == inode {
+        return Ok(Some(action()));
+    }
+    let Some(namespace) = find(inode)? else { return Ok(None) };
+    // A thread of its own, so that the caller stays where it is.
+    let entered = std::thread::scope(|scope| {
+        let run = || setns(namespace, CloneFlags::CLONE_NEWNET).map(|()| action());
+        scope.spawn(run).join()
+    });
+    match entered {
+        Ok(result) => Ok(Some(result?)),
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+fn find(inode: u64) -> io::Result<Option<File>> {
+    let listed = |folder: &str| std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let named = listed("/run/netns").map(|entry| entry.path());
+    let of_processes = listed("/proc").map(|entry| entry.path().join("ns/net"));
+    for path in named.chain(of_processes) {
+        // Processes end meanwhile, and other things lie in /proc; neither is what is looked for.
+        let Ok(file) = File::open(path) else { continue };
+        if file.metadata()?.ino() == inode {
+            return Ok(Some(file));
+        }
+    }
+    Ok(None)
+}
+
 /// The inode number of the calling thread's network namespace, which is how the kernel tells them apart.
 ///
 /// # Errors

@@ -62,9 +62,9 @@ pub struct BpfFilter<'a> {
     pub index: u32,
     /// Which side of it.
     pub direction: Direction,
-    /// Its place among others: lower runs first, 0 is not one.
+    /// Its place among others: lower runs first, and 0 has the kernel choose one before all others.
     pub priority: u16,
-    /// Its number at that place, not 0.
+    /// Its number at that place; 0 has the kernel choose one.
     pub handle: u32,
     /// The program, of type `SCHED_CLS`.
     pub program: BorrowedFd<'a>,

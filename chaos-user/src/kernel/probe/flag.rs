@@ -83,6 +83,11 @@ impl Thread {
         Self(ask().unwrap_or_else(|_: Error| here()))
     }
 
+    /// Its process, as a program sees it.
+    pub(super) fn tgid(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
     /// A program that does something for this thread only, and returns 0 to all. Register 6 is its context.
     pub(super) fn only(self, then: Code) -> Code {
         Code::default()

@@ -92,6 +92,12 @@ pub fn run() -> Report {
     Report::new(&host, answers)
 }
 
+/// The calling process as the kernel's programs see it, whatever PID namespace it is in.
+#[must_use]
+pub fn own_tgid() -> u32 {
+    Thread::current().tgid()
+}
+
 /// The probes that act for the thread they run in. One after the other: some share a function.
 fn in_own_thread(host: &Host, types: ScopedJoinHandle<'_, Result<KernelTypes, Error>>) -> Vec<(M, Answer)> {
     let thread = Thread::current();
