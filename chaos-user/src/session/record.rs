@@ -109,6 +109,15 @@ impl Record {
         })
     }
 
+    /// The record as it is now; nothing if it has been removed.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read.
+    pub fn again(&self) -> Result<Option<Self>> {
+        Self::read(&self.path)
+    }
+
     /// Removes a record whose owner is gone; false if it is not gone after all.
     ///
     /// # Errors
