@@ -95,22 +95,22 @@ pub(super) struct LossOptions {
     #[arg(long, value_name = "CIDR", value_parser = parse_network)]
     from: Vec<IpNet>,
     /// Only packets to this port or range of ports
-    #[arg(long, value_name = "N[-M]")]
+    #[arg(long, value_name = "N[-M]", allow_hyphen_values = true)]
     port: Vec<PortRange>,
     /// Only packets from this port or range of ports
-    #[arg(long, value_name = "N[-M]")]
+    #[arg(long, value_name = "N[-M]", allow_hyphen_values = true)]
     sport: Vec<PortRange>,
     /// Only packets of this protocol: tcp, udp, icmp (either family's) or a number
     #[arg(long, value_name = "PROTO")]
     proto: Vec<Protocol>,
     /// Let the first N matching packets through
-    #[arg(long, value_name = "N", value_parser = parse_whole, default_value_t = 0, hide_default_value = true)]
+    #[arg(long, value_name = "N", value_parser = parse_whole, allow_hyphen_values = true, default_value_t = 0, hide_default_value = true)]
     skip: u64,
     /// Act on N matching packets at most, those after the skipped ones
-    #[arg(long, value_name = "N", value_parser = parse_count)]
+    #[arg(long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     first: Option<u64>,
     /// Act on each N-th of these only
-    #[arg(long, value_name = "N", value_parser = parse_count)]
+    #[arg(long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     every: Option<u64>,
 }
 
@@ -124,10 +124,10 @@ pub(super) struct RunOptions {
     #[arg(long, value_name = "NAME|PATH|pid:N")]
     netns: Option<Netns>,
     /// Seed of the random numbers, to repeat a run; drawn and shown if not given
-    #[arg(long, value_name = "N", value_parser = parse_whole)]
+    #[arg(long, value_name = "N", value_parser = parse_whole, allow_hyphen_values = true)]
     seed: Option<u64>,
     /// How long, such as 30s, 5m or 1h30m; until interrupted if not given
-    #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration, allow_hyphen_values = true)]
     duration: Option<Duration>,
     /// Print one JSON object a line
     #[arg(long)]

@@ -89,7 +89,12 @@ fn sentence(text: &str) -> String {
     let help = |paragraph: &str| ["Usage:", "For more"].iter().any(|help| paragraph.starts_with(help));
     let told = paragraphs.filter(|paragraph| !paragraph.is_empty() && !help(paragraph));
     let line = |paragraph: &str| paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
-    told.map(line).collect::<Vec<_>>().join("; ")
+    // Of a misspelt option it is said how to pass it as a value, which nobody has in mind here.
+    let useful = |line: String| match line.starts_with("tip: to pass") {
+        true => "--help lists what there is".into(),
+        false => line,
+    };
+    told.map(line).map(useful).collect::<Vec<_>>().join("; ")
 }
 
 #[cfg(test)]
@@ -100,6 +105,8 @@ mod tests {
     fn one_sentence() {
         let text = "error: unexpected argument '--dve' found\n\n  tip: a similar argument exists: '--dev'\n\n\
                     Usage: faultline net loss --dev <IFACE> <PERCENT>\n\nFor more information, try '--help'.\n";
+        let tip = "error: unexpected argument '-x' found\n\n  tip: to pass '-x' as a value, use '-- -x'\n";
+        assert_eq!(sentence(tip), "unexpected argument '-x' found; --help lists what there is");
         let expected = "unexpected argument '--dve' found; tip: a similar argument exists: '--dev'";
         assert_eq!(sentence(text), expected);
         let text =
