@@ -33,7 +33,7 @@ use crate::{
     kernel::{
         self,
         attach::Attachment,
-        clock,
+        clock::{self, Ticks},
         counters::Counters,
         mechanism::Fault,
         probe,
@@ -158,14 +158,15 @@ impl Prepared {
     ///
     /// [`SessionError`]; nothing was hit then.
     pub fn arm(mut self) -> Result<Armed, SessionError> {
+        let ticks = Ticks::read()?;
         let now = clock::monotonic();
         let until = self.plan.duration.map(|duration| now.saturating_add(duration.as_nanos() as u64));
         for rule in &mut self.tables.rules {
-            rule.expires_at = until.unwrap_or(u64::MAX);
+            rule.expires_at = ticks.at(until.unwrap_or(u64::MAX));
         }
         self.programs.set_rules(&self.tables.rules)?;
         self.journal.append(&Entry::Armed { at_ns: now, until_ns: until })?;
-        let lease = Lease::begin(&mut self.programs, now)?;
+        let lease = Lease::begin(&mut self.programs, ticks, now)?;
         Ok(Armed { prepared: self, since: now, until, lease })
     }
 }
