@@ -12,13 +12,14 @@ pub mod traffic;
 
 mod decoys;
 mod ground;
+mod loss;
 
 use harness::Test;
 
 /// Every test there is.
 #[must_use]
 pub fn tests() -> Vec<&'static Test> {
-    [decoys::TESTS, ground::TESTS].into_iter().flatten().collect()
+    [decoys::TESTS, ground::TESTS, loss::TESTS].into_iter().flatten().collect()
 }
 
 /// The test of this name, those included that only the runner's own test runs.
