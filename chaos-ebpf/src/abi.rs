@@ -1,6 +1,6 @@
 //! The types both halves share, and the names of the programs and maps that carry them.
 //!
-//! All times are `CLOCK_MONOTONIC` nanoseconds. Addresses are in network byte order, as they lie in the
+//! All times are in ticks of the kernel's `jiffies_64`. Addresses are in network byte order, as they lie in the
 //! packet; ports are in host order. A set of rules is a `u64`, bit *n* standing for rule *n*.
 
 /// How many rules one owner can have: the bits of a rule set.

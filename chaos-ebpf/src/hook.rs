@@ -4,7 +4,7 @@ use core::{arch::asm, hint::black_box};
 
 use aya_ebpf::{
     bindings::task_struct,
-    helpers::generated::{bpf_get_current_task_btf, bpf_ktime_get_coarse_ns},
+    helpers::generated::{bpf_get_current_task_btf, bpf_jiffies64},
 };
 use chaos_ebpf::{
     abi::{Count, Direction, Setup},
@@ -112,7 +112,7 @@ impl View for Header {
 #[inline(always)]
 pub(crate) fn decide<P: Packet>(packet: &P) -> Option<Verdict> {
     // SAFETY: takes nothing, returns a number.
-    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    let now = unsafe { bpf_jiffies64() };
     if !decide::armed(FL_CONTROL.get(0)?, now) {
         return Some(Verdict::Pass);
     }

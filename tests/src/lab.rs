@@ -207,9 +207,14 @@ fn network(address: IpAddr) -> Result<IpNet> {
 }
 
 /// Keeps the kernel from sending anything of its own accord: no link-local address, so no router solicitation.
+/// Reports of the groups it has joined it sends at any rate, twice; the second follows at once instead of within
+/// a second, and both are gone when [`settle`] returns.
 fn silence(netns: &Netns, device: &str) -> Result {
-    let file = format!("/proc/sys/net/ipv6/conf/{device}/addr_gen_mode");
-    netns.run(|| std::fs::write(&file, "1").context(&file))
+    for (name, value) in [("addr_gen_mode", "1"), ("mldv2_unsolicited_report_interval", "1")] {
+        let file = format!("/proc/sys/net/ipv6/conf/{device}/{name}");
+        netns.run(|| std::fs::write(&file, value).context(&file))?;
+    }
+    Ok(())
 }
 
 /// Tells `netns` that `address` is at the other host's interface.

@@ -13,13 +13,15 @@ pub mod traffic;
 mod decoys;
 mod ground;
 mod life;
+mod loss;
 
 use harness::Test;
 
 /// Every test there is.
 #[must_use]
 pub fn tests() -> Vec<&'static Test> {
-    [decoys::TESTS, ground::TESTS].into_iter().chain(life::TESTS.iter().copied()).flatten().collect()
+    let files = [decoys::TESTS, ground::TESTS, loss::TESTS];
+    files.into_iter().chain(life::TESTS.iter().copied()).flatten().collect()
 }
 
 /// The test of this name, those included that only the runner's own test runs.

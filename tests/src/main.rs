@@ -70,6 +70,10 @@ fn run(cli: &Cli) -> io::Result<ExitCode> {
     }
     let mut counts = [0; 3];
     for test in chosen {
+        if cli.json {
+            // Should this kernel not survive the test, that is the last word on it.
+            announce(test)?;
+        }
         let report = runner.run(test);
         counts[report.outcome as usize] += 1;
         print(&report, cli.json)?;
@@ -79,6 +83,12 @@ fn run(cli: &Cli) -> io::Result<ExitCode> {
         writeln!(io::stdout(), "{passed} passed, {failed} failed, {skipped} skipped")?;
     }
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn announce(test: &Test) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{}", serde_json::json!({ "test": test.name, "outcome": "running" }))?;
+    out.flush()
 }
 
 fn is_chosen(test: &Test, cli: &Cli) -> bool {

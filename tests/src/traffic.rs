@@ -8,6 +8,7 @@ pub mod bulk;
 pub mod counters;
 pub mod datagrams;
 pub mod echo;
+pub mod frames;
 pub mod requests;
 mod socket;
 mod tcp_info;
@@ -19,6 +20,7 @@ pub use self::{
     counters::Counters,
     datagrams::{Received, Record},
     echo::Echo,
+    frames::Frames,
     requests::Requests,
     tcp_info::{TcpInfo, Wire},
     udp::Udp,

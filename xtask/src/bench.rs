@@ -13,7 +13,7 @@ use crate::{
 ///
 /// If something does not build or cannot be measured.
 pub(crate) fn run() -> Result<()> {
-    setup::run_setup()?;
+    setup::build_tools()?;
     let folder = build(&["fl-bench"])?;
     run_command(&mut as_root(&folder.join("fl-bench")))
 }

@@ -13,7 +13,7 @@ use crate::{
 ///
 /// If something does not build, or the demonstration did not show what it should.
 pub(crate) fn run() -> Result<()> {
-    setup::run_setup()?;
+    setup::build_tools()?;
     let folder = build(&["faultline", "fl-demo"])?;
     run_command(&mut as_root(&folder.join("fl-demo")))
 }

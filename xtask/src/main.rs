@@ -3,8 +3,11 @@
 mod bench;
 mod cargo;
 mod demo;
+mod guests;
+mod matrix;
 mod setup;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -24,11 +27,13 @@ enum Command {
     Setup,
     /// Inject packet loss into real traffic and show the figures
     Demo,
-    /// Run all tests
+    /// Run all tests, on this machine's kernel and in guests
     Test {
         /// Only integration tests whose names contain one of these
         filter: Vec<String>,
     },
+    /// Run the integration tests in guests under QEMU, or a shell
+    Vm(guests::Options),
     /// Measure what a decision costs, beside bare programs
     Bench,
 }
@@ -38,6 +43,7 @@ fn main() -> ExitCode {
         Command::Setup => setup::run(),
         Command::Demo => demo::run(),
         Command::Test { filter } => test::run(&filter),
+        Command::Vm(options) => guests::run(&options),
         Command::Bench => bench::run(),
     };
     match result {

@@ -18,21 +18,38 @@ const COMPILER_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web
 const LINKER_PACKAGES: [&str; 2] = ["llvm-22-dev", "g++"];
 const LINKER_LLVM: &str = "/usr/lib/llvm-22";
 
+/// What guests need of the host, each by a program of it: QEMU, what they boot into, and the real programs that
+/// tests run in them.
+const GUEST_PROGRAMS: [(&str, &str); 9] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("virtiofsd", "qemu-system-common"),
+    ("busybox", "busybox-static"),
+    ("ip", "iproute2"),
+    ("xz", "xz-utils"),
+    ("initdb", "postgresql"),
+    ("redis-server", "redis-server"),
+    ("nginx", "nginx-light"),
+    ("openssl", "openssl"),
+];
+
+/// Where Debian keeps programs that are not on the path.
+const MORE_FOLDERS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/lib/qemu", "/usr/libexec"];
+
 /// 0.13 is the first that is known to link what this workspace's compilers emit.
 const LINKER_VERSION: &str = "0.13.0";
 
-/// Installs what is missing.
+/// Installs what the build needs and is not there.
 ///
 /// # Errors
 ///
 /// If something cannot be installed, or must be by hand; the message says how.
-pub(crate) fn run_setup() -> Result<()> {
+pub(crate) fn build_tools() -> Result<()> {
     let compiler = has_compiler();
     let linker = has_linker();
     if compiler && linker {
         return Ok(());
     }
-    if !(is_root() && Path::new("/etc/debian_version").exists() && has_program("apt-get")) {
+    if !is_debian_root() {
         return by_hand(compiler, linker);
     }
     let mut packages = Vec::new();
@@ -54,15 +71,42 @@ pub(crate) fn run_setup() -> Result<()> {
     Ok(())
 }
 
+/// Installs what guests need and is not there.
+///
+/// # Errors
+///
+/// As [`build_tools`].
+pub(crate) fn guest_tools() -> Result<()> {
+    let missing: Vec<_> = GUEST_PROGRAMS.into_iter().filter(|(program, _)| !has_program(program)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let packages: Vec<_> = missing.iter().map(|(_, package)| *package).collect();
+    if !is_debian_root() {
+        let programs: Vec<_> = missing.iter().map(|(program, _)| *program).collect();
+        bail!(
+            "{} not here; on Debian run\n  apt-get install --no-install-recommends {}",
+            programs.join(", "),
+            packages.join(" ")
+        );
+    }
+    apt_install(&packages)
+}
+
 /// `cargo xtask setup`.
 ///
 /// # Errors
 ///
-/// As [`run_setup`].
+/// As [`build_tools`].
 pub(crate) fn run() -> Result<()> {
-    run_setup()?;
-    println!("everything the build needs is here");
+    build_tools()?;
+    guest_tools()?;
+    println!("everything the build and the tests need is here");
     Ok(())
+}
+
+fn is_debian_root() -> bool {
+    is_root() && Path::new("/etc/debian_version").exists() && has_program("apt-get")
 }
 
 fn by_hand(compiler: bool, linker: bool) -> Result<()> {
@@ -151,7 +195,14 @@ fn recent(version: &str) -> bool {
 
 fn has_program(name: &str) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path).any(|folder| folder.join(name).is_file())
+    let more = MORE_FOLDERS.into_iter().map(PathBuf::from).chain(postgres_folders());
+    env::split_paths(&path).chain(more).any(|folder| folder.join(name).is_file())
+}
+
+/// Debian keeps each version's own programs apart.
+fn postgres_folders() -> impl Iterator<Item = PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    versions.map(|version| version.path().join("bin"))
 }
 
 fn output(command: &mut Command) -> Option<String> {

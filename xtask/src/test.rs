@@ -5,73 +5,94 @@ use std::{
     process::{Command, Stdio},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::{
     cargo::{as_root, build, cargo, shown},
+    guests::Guests,
+    matrix::Matrix,
     setup,
 };
 
 /// How many tests came out how.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Counts {
-    passed: u64,
-    failed: u64,
-    skipped: u64,
+pub(crate) struct Counts {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+    pub(crate) skipped: u64,
 }
 
-/// `cargo xtask test`: unit and property tests on the host, then the integration tests.
+impl std::ops::AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
+/// `cargo xtask test`: unit and property tests on the host, then the integration tests on the host's kernel and
+/// in guests, counted once for each kernel.
 ///
 /// # Errors
 ///
-/// If something does not build, or a test failed.
+/// If something does not build, a test failed, or one was skipped everywhere.
 pub(crate) fn run(filter: &[String]) -> Result<()> {
-    setup::run_setup()?;
-    let folder = build(&["faultline", "fl-tests"])?;
+    setup::build_tools()?;
+    let mut wrong = Vec::new();
     let mut total = Counts::default();
-    let mut broken = Vec::new();
+    let folder = build(&["faultline", "fl-tests"])?;
     if filter.is_empty() {
-        let mut units = cargo();
-        // The same profile as above: what both need is compiled once.
-        units.args(["test", "--release", "--workspace", "--no-fail-fast"]);
-        count(&mut units, unit_line, &mut total, &mut broken)?;
+        total += units(&mut wrong)?;
     }
-    let mut integration = as_root(&folder.join("fl-tests"));
-    integration.args(filter);
-    count(&mut integration, integration_line, &mut total, &mut broken)?;
+    let mut matrix = Matrix::default();
+    println!("\nthis machine's kernel");
+    let mut host = as_root(&folder.join("fl-tests"));
+    host.arg("--json").args(filter);
+    for_each_line(&mut host, &mut wrong, |line| matrix.accept("host", line))?;
+    match setup::guest_tools() {
+        Ok(()) => Guests::new(&[])?.test(filter, &mut matrix)?,
+        Err(error) => println!("\nno guests: {error:#}"),
+    }
 
-    for command in &broken {
-        println!("failed: {command}");
+    matrix.print();
+    total += matrix.counts();
+    let verdict = if filter.is_empty() { matrix.complete_verdict(&wrong) } else { matrix.verdict(&wrong) };
+    if let Err(error) = &verdict {
+        println!("{error}");
     }
     let Counts { passed, failed, skipped } = total;
     println!("{passed} passed, {failed} failed, {skipped} skipped");
-    ensure!(failed == 0 && broken.is_empty(), "not all tests passed");
-    ensure!(passed > 0, "no test ran");
+    verdict.map_err(|_| anyhow!("not all tests passed"))?;
+    ensure!(failed == 0 && passed > 0, "not all tests passed");
     Ok(())
 }
 
-/// Runs a test program, shows what it prints, and adds up the lines that count.
-fn count(
+fn units(wrong: &mut Vec<String>) -> Result<Counts> {
+    let mut units = cargo();
+    // The profile of everything else here: what both need is compiled once.
+    units.args(["test", "--release", "--workspace", "--no-fail-fast"]);
+    let mut counts = Counts::default();
+    for_each_line(&mut units, wrong, |line| match unit_line(line) {
+        Some(found) => counts += found,
+        None => println!("{line}"),
+    })?;
+    Ok(counts)
+}
+
+/// Runs a test program and hands over what it prints.
+fn for_each_line(
     command: &mut Command,
-    counts: impl Fn(&str) -> Option<Counts>,
-    total: &mut Counts,
-    broken: &mut Vec<String>,
+    wrong: &mut Vec<String>,
+    mut on_line: impl FnMut(&str),
 ) -> Result<()> {
     let shown = shown(command);
     let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("start `{shown}`"))?;
     for line in BufReader::new(child.stdout.take().context("its output is piped")?).lines() {
-        let line = line.with_context(|| format!("read from `{shown}`"))?;
-        let Some(found) = counts(&line) else {
-            println!("{line}");
-            continue;
-        };
-        total.passed += found.passed;
-        total.failed += found.failed;
-        total.skipped += found.skipped;
+        on_line(&line.with_context(|| format!("read from `{shown}`"))?);
     }
     let status = child.wait()?;
     if !status.success() {
-        broken.push(format!("{shown}: {status}"));
+        wrong.push(format!("`{shown}`: {status}"));
     }
     Ok(())
 }
@@ -83,13 +104,6 @@ fn unit_line(line: &str) -> Option<Counts> {
     Some(Counts { passed: number(" passed")?, failed: number(" failed")?, skipped: number(" ignored")? })
 }
 
-/// The closing line of the integration tests.
-fn integration_line(line: &str) -> Option<Counts> {
-    let mut parts = line.split(", ");
-    let mut number = |what: &str| parts.next()?.strip_suffix(what)?.parse().ok();
-    Some(Counts { passed: number(" passed")?, failed: number(" failed")?, skipped: number(" skipped")? })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,8 +113,6 @@ mod tests {
         let counts = Some(Counts { passed: 12, failed: 1, skipped: 2 });
         let line = "test result: FAILED. 12 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.1s";
         assert_eq!(unit_line(line), counts);
-        assert_eq!(integration_line("12 passed, 1 failed, 2 skipped"), counts);
         assert_eq!(unit_line("test decide::tests::windows ... ok"), None);
-        assert_eq!(integration_line("ok loss::udp_in (0.1 s)"), None);
     }
 }

@@ -1,11 +1,13 @@
 //! The clocks the programs and the lease are measured by.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
-use nix::time::{ClockId, clock_gettime};
+use nix::time::{ClockId, clock_getres, clock_gettime};
 
-/// `CLOCK_MONOTONIC` as of the last tick, in nanoseconds: what the programs read by `bpf_ktime_get_coarse_ns`.
-/// What is now by the exact clock is in the future for them.
+use super::{Error, Result, probe};
+
+/// `CLOCK_MONOTONIC` as of the last tick, in nanoseconds. What is now by the exact clock is in the future for the
+/// programs, which know ticks only.
 #[must_use]
 pub fn monotonic() -> u64 {
     nanoseconds(ClockId::CLOCK_MONOTONIC_COARSE)
@@ -18,6 +20,68 @@ pub fn boottime() -> u64 {
 }
 
 fn nanoseconds(clock: ClockId) -> u64 {
-    // Both clocks are always there and never negative.
+    // These clocks are always there and never negative.
     clock_gettime(clock).map_or(0, |time| Duration::from(time).as_nanos() as u64)
+}
+
+/// How the programs tell the time: in ticks of `jiffies_64`, which the verifier turns into one load. Every helper
+/// that reads a clock in nanoseconds is a call, and costs more than the rest of a decision that nothing matches.
+///
+/// Ticks and `CLOCK_MONOTONIC` go on together and stand still together: the kernel counts the one from the other
+/// (<https://elixir.bootlin.com/linux/v6.12/source/kernel/time/tick-sched.c#L57>).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticks {
+    jiffies: u64,
+    monotonic: u64,
+    /// Nanoseconds.
+    length: u64,
+}
+
+impl Ticks {
+    /// Reads both clocks within one tick.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn read() -> Result<Self> {
+        const ATTEMPTS: usize = 100;
+        let length = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)
+            .map_err(|errno| Error::new("clock_getres", "CLOCK_MONOTONIC_COARSE", errno.into()))?;
+        let length = Duration::from(length).as_nanos() as u64;
+        for _ in 0..ATTEMPTS {
+            let monotonic = monotonic();
+            let jiffies = probe::jiffies()?;
+            if monotonic == self::monotonic() && length > 0 {
+                return Ok(Self { jiffies, monotonic, length });
+            }
+        }
+        Err(Error::new("read", "jiffies and CLOCK_MONOTONIC_COARSE", io::ErrorKind::TimedOut.into()))
+    }
+
+    /// The first tick at or after a time in `CLOCK_MONOTONIC` nanoseconds; [`u64::MAX`] is never.
+    #[must_use]
+    pub fn at(self, monotonic: u64) -> u64 {
+        if monotonic == u64::MAX {
+            return u64::MAX;
+        }
+        let difference = i128::from(monotonic) - i128::from(self.monotonic);
+        let length = i128::from(self.length);
+        let ticks =
+            i128::from(self.jiffies) + difference.div_euclid(length) + i128::from(difference % length != 0);
+        ticks.clamp(0, i128::from(u64::MAX)) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_round_up() {
+        let ticks = Ticks { jiffies: 1_000, monotonic: 50_000_000, length: 4_000_000 };
+        let at =
+            [50_000_000, 50_000_001, 54_000_000, 54_000_001, 46_000_000, 47_000_000, 45_999_999, u64::MAX];
+        assert_eq!(at.map(|time| ticks.at(time)), [1_000, 1_001, 1_001, 1_002, 999, 1_000, 999, u64::MAX]);
+        assert_eq!(Ticks { jiffies: 1, ..ticks }.at(0), 0);
+    }
 }

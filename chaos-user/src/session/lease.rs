@@ -4,7 +4,11 @@ use std::time::Duration;
 
 use chaos_ebpf::abi::Control;
 
-use crate::kernel::{self, clock, programs::Programs};
+use crate::kernel::{
+    self,
+    clock::{self, Ticks},
+    programs::Programs,
+};
 
 /// How long the programs go on after the owner's last word.
 pub const LEASE: Duration = Duration::from_secs(3);
@@ -24,6 +28,7 @@ pub struct Lapsed {
 pub(super) struct Lease {
     control: Control,
     renewed: Renewed,
+    ticks: Ticks,
 }
 
 /// When the lease was last renewed, by both clocks.
@@ -35,6 +40,11 @@ struct Renewed {
 }
 
 impl Renewed {
+    /// When the lease lapses, `CLOCK_MONOTONIC` nanoseconds.
+    fn until(self) -> u64 {
+        self.monotonic.saturating_add(LEASE.as_nanos() as u64)
+    }
+
     fn away(self, monotonic: u64, boottime: u64) -> Duration {
         let awake = monotonic.saturating_sub(self.monotonic);
         Duration::from_nanos(awake.max(boottime.saturating_sub(self.boottime)))
@@ -43,11 +53,11 @@ impl Renewed {
 
 impl Lease {
     /// Arms the programs.
-    pub(super) fn begin(programs: &mut Programs, now: u64) -> kernel::Result<Self> {
+    pub(super) fn begin(programs: &mut Programs, ticks: Ticks, now: u64) -> kernel::Result<Self> {
         let renewed = Renewed { monotonic: now, boottime: clock::boottime() };
-        let control = Control { epoch: 1, not_before: now, lease_until: after(now) };
+        let control = Control { epoch: 1, not_before: ticks.at(now), lease_until: ticks.at(renewed.until()) };
         programs.set_control(control)?;
-        Ok(Self { control, renewed })
+        Ok(Self { control, renewed, ticks })
     }
 
     /// Whether the owner was away for too long.
@@ -71,7 +81,7 @@ impl Lease {
             Ok(now) => self.renewed = now,
         }
         self.control.epoch += 1;
-        self.control.lease_until = after(self.renewed.monotonic);
+        self.control.lease_until = self.ticks.at(self.renewed.until());
         programs.set_control(self.control)?;
         Ok(Ok(()))
     }
@@ -83,12 +93,8 @@ impl Lease {
 
     /// When the programs stop unless it is renewed, `CLOCK_MONOTONIC` nanoseconds.
     pub(super) fn until(&self) -> u64 {
-        self.control.lease_until
+        self.renewed.until()
     }
-}
-
-fn after(now: u64) -> u64 {
-    now.saturating_add(LEASE.as_nanos() as u64)
 }
 
 #[cfg(test)]

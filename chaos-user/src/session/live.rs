@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{Begun, HookRecord, Record};
 use crate::kernel::{
-    clock,
+    clock::{self, Ticks},
     counters::{Counters, MapIds},
 };
 
@@ -55,17 +55,19 @@ impl Live {
         // The maps go with their owner: one that ends just now has nothing to be counted any more.
         let read = maps.and_then(|maps: MapIds| maps.read(begun.rules.len() as u32).ok());
         let (control, counters) = read.unzip();
-        let state = control.map_or(State::Preparing, |control| state(control, now, remaining));
+        let tick = Ticks::read().map_or(0, |ticks| ticks.at(now));
+        let state = control.map_or(State::Preparing, |control| state(control, tick, remaining));
         let hooks = hooks.unwrap_or_default().to_vec();
         Some(Self { id: record.id.clone(), state, begun, hooks, counters, remaining })
     }
 }
 
-fn state(control: Control, now: u64, remaining: Option<Duration>) -> State {
+/// By the control block at this tick.
+fn state(control: Control, tick: u64, remaining: Option<Duration>) -> State {
     match control.lease_until {
         0 => State::Disarmed,
         _ if remaining.is_some_and(|remaining| remaining.is_zero()) => State::Elapsed,
-        until if until <= now => State::Lapsed,
+        until if until <= tick => State::Lapsed,
         _ => State::Armed,
     }
 }

@@ -33,7 +33,8 @@ use crate::{
     kernel::{
         self,
         attach::Attachment,
-        btf, clock,
+        btf,
+        clock::{self, Ticks},
         counters::Counters,
         mechanism::{Fault, Mechanism},
         probe,
@@ -196,12 +197,13 @@ impl Prepared {
     }
 
     fn switch_on(&mut self, now: u64, until: Option<u64>) -> Result<Lease, SessionError> {
+        let ticks = Ticks::read()?;
         for rule in &mut self.tables.rules {
-            rule.expires_at = until.unwrap_or(u64::MAX);
+            rule.expires_at = ticks.at(until.unwrap_or(u64::MAX));
         }
         self.programs.set_rules(&self.tables.rules)?;
         self.journal.append(&Entry::Armed { at_ns: now, until_ns: until })?;
-        Ok(Lease::begin(&mut self.programs, now)?)
+        Ok(Lease::begin(&mut self.programs, ticks, now)?)
     }
 
     /// Detaches what is disarmed, and checks that nothing is left. The counts are those after the last packet.

@@ -14,16 +14,17 @@ use chaos_ebpf::{
 use chaos_user::{
     fault::{Match, Rule, Tables},
     kernel::{
-        clock, object,
+        object,
         programs::{Environment, Programs},
         sys,
     },
 };
 use ipnet::{IpNet, Ipv4Net};
 
-/// Runs of each program in one measurement, and measurements of which the median is taken.
-const REPEAT: u32 = 2_000_000;
-const MEASUREMENTS: usize = 3;
+/// Runs of each program: so many measurements of so many runs each. The fastest counts, because whatever else the
+/// machine does can only make one slower.
+const RUNS: u32 = 2_000_000;
+const MEASUREMENTS: u32 = 20;
 
 /// Destination port of the first rule; each further rule has the next.
 const FIRST_PORT: u16 = 1024;
@@ -86,7 +87,7 @@ impl Peers {
 }
 
 fn main() -> Result<()> {
-    println!("BPF_PROG_TEST_RUN, {REPEAT} repeats, median of {MEASUREMENTS}, nanoseconds a run");
+    println!("BPF_PROG_TEST_RUN, {RUNS} repeats, the fastest of {MEASUREMENTS} parts, nanoseconds a run");
     println!("{:<62} {:>5} {:>5} {:>6}", "PROGRAM", "BARE", "OURS", "ABOVE");
     let mut bare = Bare::load(Peers::None, 1)?;
     let pass = bare.run("fl_bare_pass", Keys::Hot)?;
@@ -162,12 +163,12 @@ impl Case {
         // Nobody's packets are spared: the test runs are made by this very process.
         let environment = Environment { owner_tgid: 0, ethernet: true };
         let mut programs = Programs::load(&Tables::new(&rules), 1, environment)?;
-        programs.set_control(Control { epoch: 1, not_before: clock::monotonic(), lease_until })?;
+        programs.set_control(Control { epoch: 1, not_before: 0, lease_until })?;
         let packet = packet(self.port);
         match self.hook {
-            Direction::Out => median(programs.tc(Direction::Out)?, &packet),
+            Direction::Out => fastest(programs.tc(Direction::Out)?, &packet),
             Direction::In => match self.keys {
-                Keys::Hot => median(programs.xdp()?, &packet),
+                Keys::Hot => fastest(programs.xdp()?, &packet),
                 Keys::Random(count) => Bare::load(Peers::None, count)?.random(programs.xdp()?, &packet),
             },
         }
@@ -227,7 +228,7 @@ impl Bare {
         let program = self.fd(name)?;
         let packet = packet(9);
         match keys {
-            Keys::Hot => median(&program, &packet),
+            Keys::Hot => fastest(&program, &packet),
             Keys::Random(_) => self.random(&program, &packet),
         }
     }
@@ -238,7 +239,7 @@ impl Bare {
         let next = self.ebpf.map_mut("FL_NEXT").ok_or("no FL_NEXT")?;
         let mut next: ProgramArray<&mut MapData> = next.try_into()?;
         next.set(0, program, 0)?;
-        median(&first, packet)
+        fastest(&first, packet)
     }
 
     fn fd(&mut self, name: &str) -> Result<ProgramFd> {
@@ -254,13 +255,12 @@ impl Bare {
     }
 }
 
-fn median(program: impl AsFd, packet: &[u8]) -> Result<u32> {
-    let mut nanoseconds = Vec::new();
+fn fastest(program: impl AsFd, packet: &[u8]) -> Result<u32> {
+    let mut fastest = u32::MAX;
     for _ in 0..MEASUREMENTS {
-        nanoseconds.push(sys::test_run(program.as_fd(), packet, REPEAT)?.nanoseconds);
+        fastest = fastest.min(sys::test_run(program.as_fd(), packet, RUNS / MEASUREMENTS)?.nanoseconds);
     }
-    nanoseconds.sort_unstable();
-    Ok(nanoseconds[MEASUREMENTS / 2])
+    Ok(fastest)
 }
 
 /// A UDP packet of 60 bytes from the first peer.

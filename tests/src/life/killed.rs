@@ -16,7 +16,7 @@ use crate::{
 };
 
 pub(super) const TESTS: &[Test] =
-    &[Test::new("life::killed_at_any_moment", at_any_moment).needs(&[Need::Root, Need::Btf]).timeout(120)];
+    &[Test::new("life::killed_at_any_moment", at_any_moment).needs(&[Need::Root, Need::Btf]).timeout(300)];
 
 const MOMENTS: u32 = 50;
 const SEED: u64 = 2;

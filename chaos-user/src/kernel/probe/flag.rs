@@ -70,17 +70,8 @@ impl Thread {
     /// Asked of a program, because `getpid` answers in the process's own PID namespace and a program sees the
     /// initial one. Before Linux 5.10, which cannot run such a program, the two are taken for the same.
     pub(super) fn current() -> Self {
-        let ask = || {
-            let flag = Flag::new()?;
-            let code = Code::default()
-                .call(bpf_func_id::BPF_FUNC_get_current_pid_tgid)
-                .then(flag.keep_result())
-                .exit(0);
-            run_here(&load_raw("doctor_who", &code)?)?;
-            flag.get()
-        };
         let here = || u64::from(std::process::id()) << 32 | gettid().as_raw() as u64;
-        Self(ask().unwrap_or_else(|_: Error| here()))
+        Self(ask(bpf_func_id::BPF_FUNC_get_current_pid_tgid).unwrap_or_else(|_| here()))
     }
 
     /// Its process, as a program sees it.
@@ -97,6 +88,14 @@ impl Thread {
             .if_equal(0, 1, then)
             .exit(0)
     }
+}
+
+/// What a helper without arguments answers a program that runs in the calling thread.
+pub(super) fn ask(helper: bpf_func_id) -> Result<u64> {
+    let flag = Flag::new()?;
+    let code = Code::default().call(helper).then(flag.keep_result()).exit(0);
+    run_here(&load_raw("doctor_ask", &code)?)?;
+    flag.get()
 }
 
 /// Loads a raw tracepoint program, attached to nothing.

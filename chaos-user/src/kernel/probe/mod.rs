@@ -23,6 +23,7 @@ use std::{
     thread::{self, ScopedJoinHandle},
 };
 
+use aya_obj::generated::bpf_func_id;
 use nix::errno::Errno;
 
 pub use self::report::{FaultSupport, Finding, Report, State};
@@ -96,6 +97,15 @@ pub fn run() -> Report {
 #[must_use]
 pub fn own_tgid() -> u32 {
     Thread::current().tgid()
+}
+
+/// The kernel's `jiffies_64` as a program sees it.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn jiffies() -> Result<u64, Error> {
+    flag::ask(bpf_func_id::BPF_FUNC_jiffies64)
 }
 
 /// The probes that act for the thread they run in. One after the other: some share a function.

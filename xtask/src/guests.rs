@@ -1,0 +1,128 @@
+//! The tests, or a shell, in guests.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+
+use crate::{
+    cargo::{build_static, is_root, workspace},
+    matrix::Matrix,
+    setup,
+    vm::{Ending, Found, Kernel, Run, Tier},
+};
+
+/// A guest that takes longer than all tests together is stuck.
+const DEADLINE: Duration = Duration::from_secs(600);
+
+/// `cargo xtask vm`.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Kernel to boot: 6.1, 6.12 (Debian's own), or a folder's name; all there are unless given
+    #[arg(long = "kernel", value_name = "NAME")]
+    kernels: Vec<String>,
+    /// Only tests whose names contain one of these
+    #[arg(long = "test", value_name = "FILTER")]
+    tests: Vec<String>,
+    /// A shell in the guest instead, with faultline, ip and tc there
+    #[arg(long, conflicts_with = "tests")]
+    shell: bool,
+}
+
+/// `cargo xtask vm`.
+///
+/// # Errors
+///
+/// If something does not build, no guest can be had, or a test failed.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    setup::build_tools()?;
+    setup::guest_tools()?;
+    let guests = Guests::new(&options.kernels)?;
+    if options.shell {
+        return guests.shell();
+    }
+    ensure!(!guests.kernels.is_empty(), "there is no kernel to boot");
+    let mut matrix = Matrix::default();
+    guests.test(&options.tests, &mut matrix)?;
+    matrix.print();
+    matrix.verdict(&[])
+}
+
+/// The guests there are, and what runs in them.
+pub(crate) struct Guests {
+    tier: Tier,
+    kernels: Vec<Kernel>,
+    binaries: Vec<PathBuf>,
+}
+
+impl Guests {
+    /// Fetches the kernels wanted, or all, and builds what runs on them. Those that cannot be had are named.
+    ///
+    /// # Errors
+    ///
+    /// If something does not build.
+    pub(crate) fn new(wanted: &[String]) -> Result<Self> {
+        let tier = Tier::new(workspace());
+        let mut kernels = Vec::new();
+        for found in tier.kernels(wanted)? {
+            match found {
+                Found::Ready(kernel) => kernels.push(kernel),
+                Found::Missing { name, reason } => println!("kernel {name} cannot be had: {reason}"),
+            }
+        }
+        let names = ["faultline", "fl-tests"];
+        let folder = build_static(&names)?;
+        Ok(Self { tier, kernels, binaries: names.iter().map(|name| folder.join(name)).collect() })
+    }
+
+    /// Runs the tests in every guest.
+    ///
+    /// # Errors
+    ///
+    /// If QEMU cannot be run at all.
+    pub(crate) fn test(&self, filter: &[String], matrix: &mut Matrix) -> Result<()> {
+        let filter = filter.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
+        let command = format!("fl-tests --json --skip-slow {filter} >$FAULTLINE_RESULTS");
+        for kernel in &self.kernels {
+            println!("\nguest {} ({})", kernel.name, kernel.origin);
+            let run = self.plan(kernel, Some(&command));
+            let report = self.tier.run(&run, &mut |line| matrix.accept(&kernel.name, line))?;
+            let words = match &report.ending {
+                Ending::Exited(_) => None,
+                Ending::Unbooted(words) => Some(format!("did not boot: {words}")),
+                Ending::Panicked(words) => Some(format!("panicked: {words}")),
+                Ending::Vanished(words) => Some(format!("vanished: {words}")),
+                Ending::Hung(after) => Some(format!("hung; killed after {:.0} s", after.as_secs_f64())),
+            };
+            let silent = report.results.tests.is_empty().then(|| "said nothing of any test".to_string());
+            let stray = report.results.stray.first().map(|line| format!("said what is no result: {line}"));
+            for words in [words, silent, stray].into_iter().flatten() {
+                matrix.broken(&kernel.name, words);
+            }
+            if !report.is_success() {
+                println!("the end of its console:\n{}", report.console_tail());
+            }
+            println!("guest {}: {:.1} s", kernel.name, report.took.as_secs_f64());
+        }
+        Ok(())
+    }
+
+    fn shell(&self) -> Result<()> {
+        let kernel = self.kernels.first().context("there is no kernel to boot")?;
+        println!("guest {} ({}); `exit` powers it off", kernel.name, kernel.origin);
+        match self.tier.shell(&self.plan(kernel, None))? {
+            0 => Ok(()),
+            status => bail!("the shell ended with status {status}"),
+        }
+    }
+
+    fn plan<'a>(&'a self, kernel: &'a Kernel, command: Option<&'a str>) -> Run<'a> {
+        // Only root may show a guest the host's files; without them, tests with real programs are skipped.
+        Run { kernel, command, binaries: &self.binaries, host_root: is_root(), deadline: DEADLINE }
+    }
+}
+
+/// A word as the guest's shell must be given it.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
