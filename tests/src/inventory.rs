@@ -1,4 +1,4 @@
-//! Everything of ours on the whole machine that could still act on a packet or lie about.
+//! Everything of this test's on the whole machine that could still act on a packet or lie about.
 
 use std::{
     collections::BTreeSet,
@@ -10,6 +10,7 @@ use std::{
 };
 
 use chaos_user::kernel::sys::{self, Kind};
+use nix::unistd::{Pid, getpgid, getpgrp};
 
 use crate::{
     error::{Context, Failure, Result},
@@ -133,9 +134,11 @@ fn open(kind: Kind, id: u32) -> Result<Option<OwnedFd>> {
     }
 }
 
-/// Our programs and maps by name, our links by their programs. An object may go while it is looked at.
-fn bpf(lines: &mut BTreeSet<String>) -> Result {
+/// Programs and maps by our names, links by their programs; not those of another `faultline` on this machine. An
+/// object may go while it is looked at.
+fn bpf(all: &mut BTreeSet<String>) -> Result {
     let mut programs = BTreeSet::new();
+    let mut lines = BTreeSet::new();
     for id in sys::ids(Kind::Program)? {
         let Some(program) = open(Kind::Program, id)? else { continue };
         let name = sys::program_info(program.as_fd())?.name;
@@ -158,7 +161,36 @@ fn bpf(lines: &mut BTreeSet<String>) -> Result {
             lines.insert(format!("link {id} of program {} on interface {}", info.program, info.ifindex));
         }
     }
+    // Looked for afterwards: what is new since then is of no interest, and what is gone is not there.
+    let others = if lines.is_empty() { BTreeSet::new() } else { held_by_others() };
+    let object = |line: &String| line.split(' ').take(2).collect::<Vec<_>>().join(" ");
+    all.extend(lines.into_iter().filter(|line| !others.contains(&object(line))));
     Ok(())
+}
+
+/// What other processes than this test's hold open: `program 7`. A test and what it starts are a process group.
+fn held_by_others() -> BTreeSet<String> {
+    let listed = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut held = BTreeSet::new();
+    for process in listed(Path::new("/proc")) {
+        let pid = process.file_name().to_str().and_then(|name| name.parse().ok()).map(Pid::from_raw);
+        // Processes and files come and go while they are looked at.
+        let Some(group) = pid.and_then(|pid| getpgid(Some(pid)).ok()) else { continue };
+        if group == getpgrp() {
+            continue;
+        }
+        for file in listed(&process.path().join("fdinfo")) {
+            let text = fs::read_to_string(file.path()).unwrap_or_default();
+            let fields = text.lines().filter_map(|line| line.split_once(":\t"));
+            held.extend(fields.filter_map(|(field, id)| match field {
+                "prog_id" => Some(format!("program {id}")),
+                "map_id" => Some(format!("map {id}")),
+                "link_id" => Some(format!("link {id}")),
+                _ => None,
+            }));
+        }
+    }
+    held
 }
 
 /// What lies in a folder and below; the folder itself may be there or not.
