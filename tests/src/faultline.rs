@@ -10,7 +10,7 @@ use std::{
         fd::{AsRawFd, OwnedFd},
         unix::process::{CommandExt, ExitStatusExt},
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, OnceLock, mpsc},
     thread,
@@ -142,7 +142,16 @@ impl Faultline {
     ///
     /// As [`run`](Self::run).
     pub fn run_with(arguments: &[&str], prepare: impl FnOnce(&mut Command)) -> Result<Exit> {
-        let mut command = Command::new(binary()?);
+        Self::run_binary(&binary()?, arguments, prepare)
+    }
+
+    /// Like [`run_with`](Self::run_with), of a copy of the binary.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run).
+    pub fn run_binary(path: &Path, arguments: &[&str], prepare: impl FnOnce(&mut Command)) -> Result<Exit> {
+        let mut command = Command::new(path);
         command.args(arguments);
         prepare(&mut command);
         Self::spawn(command)?.wait(Duration::from_secs(20))

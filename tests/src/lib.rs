@@ -12,6 +12,7 @@ pub mod traffic;
 
 mod decoys;
 mod ground;
+mod life;
 mod loss;
 
 use harness::Test;
@@ -19,7 +20,8 @@ use harness::Test;
 /// Every test there is.
 #[must_use]
 pub fn tests() -> Vec<&'static Test> {
-    [decoys::TESTS, ground::TESTS, loss::TESTS].into_iter().flatten().collect()
+    let files = [decoys::TESTS, ground::TESTS, loss::TESTS];
+    files.into_iter().chain(life::TESTS.iter().copied()).flatten().collect()
 }
 
 /// The test of this name, those included that only the runner's own test runs.

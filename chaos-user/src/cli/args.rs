@@ -3,12 +3,17 @@
 use std::{ffi::OsString, time::Duration};
 
 use chaos_ebpf::abi::Window;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use clap::{
+    Args, CommandFactory, Parser, Subcommand, ValueEnum,
+    builder::NonEmptyStringValueParser,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 use ipnet::IpNet;
 
 use crate::{
     spec::{
-        LossSpec, NetSpec, Percent, PortRange, Protocol, Selectors, Sides, parse_duration, parse_network,
+        LossSpec, NetSpec, Percent, PortRange, Protocol, Selectors, Sides, parse_count, parse_duration,
+        parse_network, parse_whole,
     },
     target::Netns,
 };
@@ -90,22 +95,22 @@ pub(super) struct LossOptions {
     #[arg(long, value_name = "CIDR", value_parser = parse_network)]
     from: Vec<IpNet>,
     /// Only packets to this port or range of ports
-    #[arg(long, value_name = "N[-M]")]
+    #[arg(long, value_name = "N[-M]", allow_hyphen_values = true)]
     port: Vec<PortRange>,
     /// Only packets from this port or range of ports
-    #[arg(long, value_name = "N[-M]")]
+    #[arg(long, value_name = "N[-M]", allow_hyphen_values = true)]
     sport: Vec<PortRange>,
     /// Only packets of this protocol: tcp, udp, icmp (either family's) or a number
     #[arg(long, value_name = "PROTO")]
     proto: Vec<Protocol>,
     /// Let the first N matching packets through
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    #[arg(long, value_name = "N", value_parser = parse_whole, allow_hyphen_values = true, default_value_t = 0, hide_default_value = true)]
     skip: u64,
     /// Act on N matching packets at most, those after the skipped ones
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     first: Option<u64>,
     /// Act on each N-th of these only
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     every: Option<u64>,
 }
 
@@ -113,16 +118,16 @@ pub(super) struct LossOptions {
 #[derive(Debug, Args)]
 pub(super) struct RunOptions {
     /// The interface
-    #[arg(long, value_name = "IFACE")]
+    #[arg(long, value_name = "IFACE", value_parser = NonEmptyStringValueParser::new())]
     dev: String,
     /// Network namespace of the interface: a name, a path, or pid:N for that of a process
     #[arg(long, value_name = "NAME|PATH|pid:N")]
     netns: Option<Netns>,
     /// Seed of the random numbers, to repeat a run; drawn and shown if not given
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_whole, allow_hyphen_values = true)]
     seed: Option<u64>,
     /// How long, such as 30s, 5m or 1h30m; until interrupted if not given
-    #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration, allow_hyphen_values = true)]
     duration: Option<Duration>,
     /// Print one JSON object a line
     #[arg(long)]
@@ -166,10 +171,30 @@ pub(super) fn parse_further(groups: Vec<Vec<OsString>>, cli: &Cli) -> Result<Vec
         let message = format!("{AND} goes between the faults of one `faultline net`");
         return Err(Cli::command().error(ErrorKind::ArgumentConflict, message));
     }
-    let parse = |group| match Further::try_parse_from::<_, OsString>(group)?.fault {
+    let parse = |group: Vec<OsString>| match further(group)?.fault {
         FurtherFault::Loss { loss } => Ok(loss.spec()),
     };
     groups.into_iter().map(parse).collect()
+}
+
+fn further(group: Vec<OsString>) -> Result<Further, clap::Error> {
+    if group.is_empty() {
+        let message = format!("{AND} is followed by a fault; write {AND} loss 1%, or leave it out");
+        return Err(Cli::command().error(ErrorKind::MissingSubcommand, message));
+    }
+    Further::try_parse_from(group).map_err(|error| {
+        let unknown = match error.get(ContextKind::InvalidArg) {
+            Some(ContextValue::String(name)) if error.kind() == ErrorKind::UnknownArgument => name,
+            _ => return error,
+        };
+        let run = RunOptions::augment_args(clap::Command::new("run"));
+        let of_the_run = |name: &str| run.get_arguments().any(|option| option.get_long() == Some(name));
+        if unknown.strip_prefix("--").is_some_and(of_the_run) {
+            let message = format!("{unknown} is an option of the whole run; write it before the first {AND}");
+            return Cli::command().error(ErrorKind::ArgumentConflict, message);
+        }
+        error
+    })
 }
 
 impl LossOptions {

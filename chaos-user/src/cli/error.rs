@@ -1,5 +1,7 @@
 //! What a command says when it cannot do what was asked.
 
+use clap::error::ErrorKind;
+
 use super::Code;
 use crate::{
     fault::TooManyRules,
@@ -14,7 +16,7 @@ pub enum CliError {
     #[error(transparent)]
     Arguments(#[from] clap::Error),
     /// The rules.
-    #[error(transparent)]
+    #[error("--and: {0}")]
     Rules(#[from] TooManyRules),
     /// A fault that nobody has.
     #[error("there is no fault {0}; `faultline ps` lists those there are")]
@@ -52,6 +54,7 @@ impl CliError {
         match self {
             Self::Arguments(error) if !error.use_stderr() => Code::Success,
             Self::Arguments(_) | Self::Rules(_) | Self::UnknownFault(_) => Code::InvalidInput,
+            Self::Session(SessionError::Dirty(_)) => Code::Dirty,
             Self::NotRoot
             | Self::Device(_)
             | Self::Netns(_)
@@ -66,9 +69,48 @@ impl CliError {
     /// Prints it, once.
     pub fn print(&self) {
         match self {
-            // Colours, usage, and help and version on standard output.
-            Self::Arguments(error) => drop(error.print()),
+            // Help, asked for or for want of anything else, and version.
+            Self::Arguments(error)
+                if !error.use_stderr()
+                    || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand =>
+            {
+                drop(error.print());
+            }
+            Self::Arguments(error) => eprintln!("faultline: {}", sentence(&error.to_string())),
             error => eprintln!("faultline: {error}"),
         }
+    }
+}
+
+/// What clap says in paragraphs, as one sentence and without the usage: it names the option already.
+fn sentence(text: &str) -> String {
+    let text = text.strip_prefix("error: ").unwrap_or(text);
+    let paragraphs = text.split("\n\n").map(str::trim);
+    let help = |paragraph: &str| ["Usage:", "For more"].iter().any(|help| paragraph.starts_with(help));
+    let told = paragraphs.filter(|paragraph| !paragraph.is_empty() && !help(paragraph));
+    let line = |paragraph: &str| paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
+    // Of a misspelt option it is said how to pass it as a value, which nobody has in mind here.
+    let useful = |line: String| match line.starts_with("tip: to pass") {
+        true => "--help lists what there is".into(),
+        false => line,
+    };
+    told.map(line).map(useful).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_sentence() {
+        let text = "error: unexpected argument '--dve' found\n\n  tip: a similar argument exists: '--dev'\n\n\
+                    Usage: faultline net loss --dev <IFACE> <PERCENT>\n\nFor more information, try '--help'.\n";
+        let tip = "error: unexpected argument '-x' found\n\n  tip: to pass '-x' as a value, use '-- -x'\n";
+        assert_eq!(sentence(tip), "unexpected argument '-x' found; --help lists what there is");
+        let expected = "unexpected argument '--dve' found; tip: a similar argument exists: '--dev'";
+        assert_eq!(sentence(text), expected);
+        let text =
+            "error: the following required arguments were not provided:\n  --dev <IFACE>\n\nUsage: x\n";
+        assert_eq!(sentence(text), "the following required arguments were not provided: --dev <IFACE>");
     }
 }

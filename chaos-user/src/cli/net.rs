@@ -9,9 +9,9 @@ use super::{
 };
 use crate::{
     fault::{self, loss},
-    session::{self, Ending, Plan, Prepared, Signals, watch},
+    session::{self, Armed, Ending, Plan, Prepared, RuleReport, SessionError, Signals, watch},
     spec::{LossSpec, NetSpec},
-    target::Device,
+    target::{Device, DeviceError, Home, Netns},
 };
 
 /// Loses packets until its time is over or something ends it.
@@ -25,28 +25,49 @@ pub(super) fn loss(
     require_root()?;
     let signals = Signals::take()?;
     session::sweep()?;
+    let home = spec.netns.as_ref().map(Netns::enter).transpose()?;
     let plan = plan(&spec, rules)?;
     let mut reporter = Reporter::new(options.json);
 
-    let prepared = Prepared::new(plan)?;
-    reporter.prepared(&prepared)?;
-    let mut armed = prepared.arm()?;
+    let prepared = Prepared::new(plan).map_err(|error| cause(error, &spec.device))?;
+    if prepared.holds_itself() {
+        // One that stays only keeps the namespace from ending with those it belongs to.
+        let _ = home.map(Home::go);
+    }
     // Whatever fails from here on, the fault is ended in order and that is what is reported.
-    let ending = match reporter.armed(&armed) {
-        Ok(()) => watch(&mut armed, &signals, &mut reporter),
-        Err(_) => Ok(Ending::Unheard),
+    let (ending, rules) = match reporter.prepared(&prepared).and_then(|()| signals.next()) {
+        Ok(None) => run(prepared.arm()?, &signals, &mut reporter)?,
+        Ok(Some(signal)) => (Ending::Signal(signal), prepared.end()?),
+        Err(_) => (Ending::Unheard, prepared.end()?),
     };
-    let rules = armed.end()?;
-    let ending = ending?;
     let code = code(ending, rules.iter().any(|rule| rule.fired.packets > 0));
     reporter.ended(ending, &rules, code)?;
     Ok(code)
 }
 
-fn plan(spec: &NetSpec, rules: Vec<fault::Rule>) -> Result<Plan, CliError> {
-    if let Some(netns) = &spec.netns {
-        netns.enter()?;
+/// From the first packet to the last.
+fn run(
+    mut armed: Armed,
+    signals: &Signals,
+    reporter: &mut Reporter,
+) -> Result<(Ending, Vec<RuleReport>), CliError> {
+    let ending = match reporter.armed(&armed) {
+        Ok(()) => watch(&mut armed, signals, reporter),
+        Err(_) => Ok(Ending::Unheard),
+    };
+    let rules = armed.end()?;
+    Ok((ending?, rules))
+}
+
+/// An interface that has gone meanwhile is what is to be said, not the call that did not find it.
+fn cause(error: SessionError, device: &str) -> CliError {
+    match Device::find(device) {
+        Err(gone @ DeviceError::Unknown { .. }) => gone.into(),
+        _ => error.into(),
     }
+}
+
+fn plan(spec: &NetSpec, rules: Vec<fault::Rule>) -> Result<Plan, CliError> {
     let device = Device::find(&spec.device)?;
     let seed = spec.seed.map_or_else(draw_seed, Ok)?;
     Ok(Plan { device, rules, seed, duration: spec.duration })

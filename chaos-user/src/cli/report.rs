@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, IsTerminal, Write},
+    os::fd::{AsFd, BorrowedFd},
     time::Duration,
 };
 
@@ -17,12 +18,13 @@ pub(super) struct Reporter {
     json: bool,
     /// Progress is written over itself on a terminal and a line a second elsewhere.
     terminal: bool,
+    stdout: io::Stdout,
     id: String,
 }
 
 impl Reporter {
     pub(super) fn new(json: bool) -> Self {
-        Self { json, terminal: io::stderr().is_terminal(), id: String::new() }
+        Self { json, terminal: io::stderr().is_terminal(), stdout: io::stdout(), id: String::new() }
     }
 
     fn line(&self, event: &str, facts: Value) -> io::Result<()> {
@@ -70,9 +72,9 @@ impl Reporter {
             return self.line("armed", json!({ "at_ns": armed.since(), "remaining_s": seconds(left) }));
         }
         let mut out = io::stdout().lock();
-        match left {
-            Some(left) => {
-                writeln!(out, "armed for {}; ^C ends it", humantime::format_duration(rounded(left)))?;
+        match armed.duration() {
+            Some(duration) => {
+                writeln!(out, "armed for {}; ^C ends it", humantime::format_duration(duration))?;
             }
             None => writeln!(out, "armed until interrupted; ^C ends it")?,
         }
@@ -130,6 +132,10 @@ impl Reporter {
 }
 
 impl Observer for Reporter {
+    fn output(&self) -> BorrowedFd<'_> {
+        self.stdout.as_fd()
+    }
+
     fn progress(&mut self, armed: &Armed, rules: &[RuleReport]) -> io::Result<()> {
         let (elapsed, left) = armed.time();
         if self.json {

@@ -44,7 +44,10 @@ pub struct Match {
 
 /// More faults than there are bits in a rule set.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0} rules, and one run has at most {MAX_RULES}; a fault is a rule for each direction it acts in")]
+#[error(
+    "{0} rules, and one run has at most {MAX_RULES}; a fault is a rule for each direction it acts in, and \
+     further faults can go into a second run"
+)]
 pub struct TooManyRules(usize);
 
 /// Checks that a run can have these rules.

@@ -122,7 +122,11 @@ impl Journal {
     /// If the directory cannot be made or written.
     pub(super) fn begin(begun: Begun) -> Result<Self> {
         let directory = Path::new(DIRECTORY);
-        fs::create_dir_all(directory).map_err(error("create", directory))?;
+        // Not /run itself: on a disk the records would outlive a boot, and with it what they speak of.
+        match fs::create_dir(directory) {
+            Err(there) if there.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made.map_err(error("create", directory))?,
+        }
         let first = Entry::Begun(begun);
         loop {
             let id = new_id().map_err(error("read", Path::new("/dev/urandom")))?;
@@ -138,7 +142,10 @@ impl Journal {
                 continue;
             }
             let mut journal = Self { id, path, file, traces: Vec::new() };
-            journal.append(&first)?;
+            if let Err(unwritten) = journal.append(&first) {
+                journal.end()?;
+                return Err(unwritten);
+            }
             return Ok(journal);
         }
     }

@@ -33,9 +33,10 @@ use crate::{
     kernel::{
         self,
         attach::Attachment,
+        btf,
         clock::{self, Ticks},
         counters::Counters,
-        mechanism::Fault,
+        mechanism::{Fault, Mechanism},
         probe,
         programs::{Environment, Programs},
     },
@@ -62,10 +63,16 @@ pub struct Plan {
 pub enum SessionError {
     /// A call to the kernel failed.
     #[error(transparent)]
-    Kernel(#[from] kernel::Error),
+    Kernel(kernel::Error),
+    /// The kernel does not say where it keeps what.
+    #[error("{0}; {remedy}", remedy = Mechanism::Btf.remedy())]
+    Types(kernel::Error),
     /// The journal could not be written, and without it nothing is begun.
     #[error("{0}; without a journal there nothing is injected: make /run a writable tmpfs")]
     Journal(#[from] JournalError),
+    /// What had been attached could not be removed again.
+    #[error(transparent)]
+    Dirty(#[from] Dirty),
     /// Something of `/proc` could not be read.
     #[error("{call}: {source}")]
     Proc {
@@ -74,6 +81,12 @@ pub enum SessionError {
         /// The kernel's answer.
         source: io::Error,
     },
+}
+
+impl From<kernel::Error> for SessionError {
+    fn from(error: kernel::Error) -> Self {
+        if error.object.ends_with(btf::VMLINUX) { Self::Types(error) } else { Self::Kernel(error) }
+    }
 }
 
 /// Everything is loaded and attached, and does nothing yet.
@@ -107,9 +120,10 @@ impl Prepared {
         match Self::attach(&plan, &mut journal) {
             Ok((tables, programs, attachments)) => {
                 let mut prepared = Self { plan, tables, programs, attachments, journal };
-                let entry = Entry::Prepared { hooks: prepared.hooks(), maps: prepared.programs.map_ids()? };
-                prepared.journal.append(&entry)?;
-                Ok(prepared)
+                match prepared.record() {
+                    Ok(()) => Ok(prepared),
+                    Err(error) => Err(prepared.given_up(error)),
+                }
             }
             Err(error) => {
                 // Dropped filters are removed; the record of one that could not be is left for the next sweep.
@@ -134,6 +148,16 @@ impl Prepared {
         Ok((tables, programs, attachments))
     }
 
+    fn record(&mut self) -> Result<(), SessionError> {
+        let entry = Entry::Prepared { hooks: self.hooks(), maps: self.programs.map_ids()? };
+        Ok(self.journal.append(&entry)?)
+    }
+
+    /// Ends what an error has stopped; what remains to be said is that error, or that something is left.
+    fn given_up(self, error: SessionError) -> SessionError {
+        self.end().map_or_else(SessionError::from, |_| error)
+    }
+
     /// The run's id, by which `faultline stop` knows it.
     #[must_use]
     pub fn id(&self) -> &str {
@@ -152,22 +176,51 @@ impl Prepared {
         self.attachments.iter().map(hook_record).collect()
     }
 
+    /// Whether links alone hold it, for which the owner need not be where the interface is.
+    #[must_use]
+    pub fn holds_itself(&self) -> bool {
+        self.attachments.iter().all(|attachment| attachment.trace().is_none())
+    }
+
     /// Arms: from here on packets are hit.
     ///
     /// # Errors
     ///
     /// [`SessionError`]; nothing was hit then.
     pub fn arm(mut self) -> Result<Armed, SessionError> {
-        let ticks = Ticks::read()?;
         let now = clock::monotonic();
         let until = self.plan.duration.map(|duration| now.saturating_add(duration.as_nanos() as u64));
+        match self.switch_on(now, until) {
+            Ok(lease) => Ok(Armed { prepared: self, since: now, until, lease }),
+            Err(error) => Err(self.given_up(error)),
+        }
+    }
+
+    fn switch_on(&mut self, now: u64, until: Option<u64>) -> Result<Lease, SessionError> {
+        let ticks = Ticks::read()?;
         for rule in &mut self.tables.rules {
             rule.expires_at = ticks.at(until.unwrap_or(u64::MAX));
         }
         self.programs.set_rules(&self.tables.rules)?;
         self.journal.append(&Entry::Armed { at_ns: now, until_ns: until })?;
-        let lease = Lease::begin(&mut self.programs, ticks, now)?;
-        Ok(Armed { prepared: self, since: now, until, lease })
+        Ok(Lease::begin(&mut self.programs, ticks, now)?)
+    }
+
+    /// Detaches what is disarmed, and checks that nothing is left. The counts are those after the last packet.
+    ///
+    /// # Errors
+    ///
+    /// [`Dirty`] if something is still there, or that cannot be established.
+    pub fn end(self) -> Result<Vec<RuleReport>, Dirty> {
+        let Self { plan, tables: _, programs, attachments, journal } = self;
+        let hooks: Vec<_> = attachments.iter().map(hook_record).collect();
+        let traces: Vec<_> = attachments.iter().filter_map(Attachment::trace).copied().collect();
+        drop(attachments);
+        let counters = programs.counters();
+        drop(programs);
+        verify::gone(&hooks, &traces)?;
+        journal.end().map_err(Dirty::journal)?;
+        Ok(report(&plan.rules, &counters.map_err(Dirty::unknown)?))
     }
 }
 
@@ -201,6 +254,12 @@ impl Armed {
         self.since
     }
 
+    /// How long it was to be, if that was said.
+    #[must_use]
+    pub fn duration(&self) -> Option<Duration> {
+        self.prepared.plan.duration
+    }
+
     /// Time since it was armed, and time left if its end is known.
     #[must_use]
     pub fn time(&self) -> (Duration, Option<Duration>) {
@@ -225,19 +284,12 @@ impl Armed {
     ///
     /// [`Dirty`] if something is still there, or that cannot be established.
     pub fn end(self) -> Result<Vec<RuleReport>, Dirty> {
-        let Self { prepared, since: _, until: _, lease } = self;
-        let Prepared { plan, tables: _, mut programs, attachments, journal } = prepared;
-        // Should this write fail, the lease ends the same way, and the links below close at any rate.
-        let disarmed = lease.end(&mut programs);
-        let hooks: Vec<_> = attachments.iter().map(hook_record).collect();
-        let traces: Vec<_> = attachments.iter().filter_map(Attachment::trace).copied().collect();
-        drop(attachments);
-        let counters = programs.counters();
-        drop(programs);
-        verify::gone(&hooks, &traces)?;
-        journal.end().map_err(Dirty::journal)?;
+        let Self { mut prepared, since: _, until: _, lease } = self;
+        // Should this write fail, the lease ends the same way, and the links close at any rate.
+        let disarmed = lease.end(&mut prepared.programs);
+        let rules = prepared.end()?;
         disarmed.map_err(Dirty::unknown)?;
-        Ok(report(&plan.rules, &counters.map_err(Dirty::unknown)?))
+        Ok(rules)
     }
 }
 

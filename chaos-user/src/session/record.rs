@@ -40,8 +40,12 @@ impl Record {
         };
         let mut records = Vec::new();
         for file in files {
-            let path = file.map_err(error("list", directory))?.path();
-            if let Some(record) = Self::read(&path)? {
+            let file = file.map_err(error("list", directory))?;
+            // A record is a plain file; opening a pipe, say, would wait for somebody to write.
+            if !file.file_type().is_ok_and(|kind| kind.is_file()) {
+                continue;
+            }
+            if let Some(record) = Self::read(&file.path())? {
                 records.push(record);
             }
         }
@@ -103,6 +107,15 @@ impl Record {
             Entry::Armed { until_ns, .. } => *until_ns,
             _ => None,
         })
+    }
+
+    /// The record as it is now; nothing if it has been removed.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read.
+    pub fn again(&self) -> Result<Option<Self>> {
+        Self::read(&self.path)
     }
 
     /// Removes a record whose owner is gone; false if it is not gone after all.

@@ -1,6 +1,9 @@
 //! Ending other owners' faults: asking those that live, and clearing away what the dead have left.
 
-use std::{io, time::Duration};
+use std::{
+    io, thread,
+    time::{Duration, Instant},
+};
 
 use nix::sys::signal::Signal;
 
@@ -12,6 +15,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long the kernel may take to end a killed process.
 const KILL: Duration = Duration::from_secs(5);
+
+/// How long an owner may take over the first line of its record.
+const WRITING: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// What a sweep found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,6 +47,16 @@ pub enum SweepError {
         call: &'static str,
         /// The kernel's answer.
         source: io::Error,
+    },
+    /// It is there, but not to be found.
+    #[error(
+        "fault {id}: its owner lives, but is not process {pid} here: run `faultline stop {id}` in its pid namespace"
+    )]
+    Elsewhere {
+        /// The fault.
+        id: String,
+        /// Its owner's number where that is.
+        pid: i32,
     },
     /// It would not end.
     #[error(
@@ -89,10 +106,8 @@ fn clear(record: &Record) -> Result<(), SweepError> {
 ///
 /// [`SweepError`].
 pub fn stop(record: &Record) -> Result<(), SweepError> {
-    let Some(begun) = record.begun() else {
-        clear(record)?;
-        return Ok(());
-    };
+    let Some(record) = written(record)? else { return Ok(()) };
+    let Some(begun) = record.begun() else { return clear(&record) };
     let pid = begun.owner.pid;
     let owner = |call| {
         let id = record.id.clone();
@@ -109,6 +124,21 @@ pub fn stop(record: &Record) -> Result<(), SweepError> {
                 return Err(SweepError::Stuck { id: record.id.clone(), pid });
             }
         }
+    } else if record.again()?.is_some_and(|record| record.alive) {
+        return Err(SweepError::Elsewhere { id: record.id.clone(), pid });
     }
-    clear(record)
+    clear(&record)
+}
+
+/// The record once its owner has written whose it is, which it does right after making it.
+fn written(record: &Record) -> Result<Option<Record>, JournalError> {
+    let deadline = Instant::now() + WRITING;
+    loop {
+        let now = record.again()?;
+        let begins = now.as_ref().is_some_and(|record| record.alive && record.begun().is_none());
+        if !begins || Instant::now() >= deadline {
+            return Ok(now);
+        }
+        thread::sleep(PAUSE);
+    }
 }

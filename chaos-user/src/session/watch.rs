@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::AsFd,
+    os::fd::{AsFd, BorrowedFd},
     time::{Duration, Instant},
 };
 
@@ -44,6 +44,9 @@ pub trait Observer {
     ///
     /// If it cannot be told.
     fn progress(&mut self, armed: &Armed, rules: &[RuleReport]) -> io::Result<()>;
+
+    /// Where it tells; the fault ends when nobody reads there any more.
+    fn output(&self) -> BorrowedFd<'_>;
 }
 
 /// The signals that end a fault, kept from killing the process so that it ends in order. They do even while
@@ -66,16 +69,32 @@ impl Signals {
         Ok(Self(SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?))
     }
 
-    /// Waits for one of them, at most this long.
-    fn wait(&self, longest: Duration) -> io::Result<Option<Signal>> {
+    /// The next of them, if one has come.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn next(&self) -> io::Result<Option<Signal>> {
+        let signal = self.0.read_signal()?;
+        Ok(signal.and_then(|signal| Signal::try_from(signal.ssi_signo.cast_signed()).ok()))
+    }
+
+    /// Waits for one of them or for the reader of `output` to leave, at most this long.
+    fn wait(&self, output: BorrowedFd<'_>, longest: Duration) -> io::Result<Option<Ending>> {
         // Rounded up: a wait that ends too soon would spin until its time has come.
         let milliseconds = u16::try_from(longest.as_micros().div_ceil(1000)).unwrap_or(u16::MAX);
-        match poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], PollTimeout::from(milliseconds)) {
+        // Nothing is asked of the output: that its other end is closed is said unasked.
+        let mut watched =
+            [PollFd::new(self.0.as_fd(), PollFlags::POLLIN), PollFd::new(output, PollFlags::empty())];
+        match poll(&mut watched, PollTimeout::from(milliseconds)) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }
-        let signal = self.0.read_signal()?;
-        Ok(signal.and_then(|signal| Signal::try_from(signal.ssi_signo.cast_signed()).ok()))
+        if let Some(signal) = self.next()? {
+            return Ok(Some(Ending::Signal(signal)));
+        }
+        let unheard = watched[1].revents().is_some_and(|events| !events.is_empty());
+        Ok(unheard.then_some(Ending::Unheard))
     }
 }
 
@@ -94,8 +113,8 @@ pub fn watch(
     loop {
         let until_renewal = renewal.saturating_duration_since(Instant::now());
         let wait = armed.time().1.map_or(LOOK, |left| left.min(LOOK)).min(until_renewal);
-        if let Some(signal) = signals.wait(wait).map_err(proc)? {
-            return Ok(Ending::Signal(signal));
+        if let Some(ending) = signals.wait(observer.output(), wait).map_err(proc)? {
+            return Ok(ending);
         }
         if let Some(ending) = armed.ending()? {
             return Ok(ending);

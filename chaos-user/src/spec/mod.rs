@@ -7,7 +7,7 @@ mod select;
 
 pub use net::{LossSpec, NetSpec, Sides};
 pub use percent::Percent;
-pub use select::{PortRange, Protocol, Selectors, parse_duration, parse_network};
+pub use select::{PortRange, Protocol, Selectors, parse_count, parse_duration, parse_network, parse_whole};
 
 /// Text that means nothing we know.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

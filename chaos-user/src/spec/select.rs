@@ -76,6 +76,27 @@ pub fn parse_duration(text: &str) -> Result<Duration, Invalid> {
     }
 }
 
+/// A whole number.
+///
+/// # Errors
+///
+/// [`Invalid`] for anything else.
+pub fn parse_whole(text: &str) -> Result<u64, Invalid> {
+    text.parse().map_err(|_| Invalid::new("not a whole number; write 0, 1, 2 and so on"))
+}
+
+/// A whole number that is not 0.
+///
+/// # Errors
+///
+/// [`Invalid`] for anything else.
+pub fn parse_count(text: &str) -> Result<u64, Invalid> {
+    parse_whole(text)
+        .ok()
+        .filter(|count| *count > 0)
+        .ok_or_else(|| Invalid::new("not a count; write 1, 2, 3 and so on"))
+}
+
 /// Ports from `first` to `last`, both included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortRange {
@@ -204,6 +225,16 @@ mod tests {
         assert_eq!("icmp".parse().map(Protocol::numbers), Ok(vec![1, 58]));
         assert_eq!("132".parse().map(Protocol::numbers), Ok(vec![132]));
         assert!("256".parse::<Protocol>().is_err() && "TCPX".parse::<Protocol>().is_err());
+    }
+
+    #[test]
+    fn numbers() {
+        assert_eq!(parse_whole("0"), Ok(0));
+        assert_eq!(parse_count("18446744073709551615"), Ok(u64::MAX));
+        for text in ["", "-1", "1.5", "0x10", "18446744073709551616"] {
+            assert!(parse_whole(text).is_err() && parse_count(text).is_err(), "{text}");
+        }
+        assert!(parse_count("0").is_err());
     }
 
     #[test]

@@ -4,4 +4,4 @@ mod device;
 mod netns;
 
 pub use device::{Device, DeviceError};
-pub use netns::{Netns, NetnsError, current as current_netns, within as within_netns};
+pub use netns::{Home, Netns, NetnsError, current as current_netns, within as within_netns};

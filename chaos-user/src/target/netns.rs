@@ -12,6 +12,9 @@ use std::{
 
 use nix::sched::{CloneFlags, setns};
 
+/// The calling thread's.
+const OWN: &str = "/proc/thread-self/ns/net";
+
 /// A network namespace as it is named: `ip netns`'s NAME, a path, or `pid:N`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Netns {
@@ -21,7 +24,11 @@ pub struct Netns {
 
 /// A network namespace that cannot be entered.
 #[derive(Debug, thiserror::Error)]
-#[error("network namespace {name} ({}): {call}: {source}", path.display())]
+#[error(
+    "cannot enter network namespace {name}: {call} {}: {source}; write a name that `ip netns` lists, the path \
+     of one, or pid:N",
+    path.display()
+)]
 pub struct NetnsError {
     name: String,
     path: PathBuf,
@@ -55,11 +62,31 @@ impl Netns {
     /// # Errors
     ///
     /// [`NetnsError`] if there is no such namespace or the caller may not enter it.
-    pub fn enter(&self) -> Result<(), NetnsError> {
-        let error =
-            |call, source| NetnsError { name: self.text.clone(), path: self.path.clone(), call, source };
-        let namespace = File::open(&self.path).map_err(|source| error("open", source))?;
-        setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|errno| error("setns(CLONE_NEWNET)", errno.into()))
+    pub fn enter(&self) -> Result<Home, NetnsError> {
+        let error = |call, path: &Path, source| {
+            let (name, path) = (self.text.clone(), path.into());
+            NetnsError { name, path, call, source }
+        };
+        let open = |path| File::open(path).map_err(|source| error("open", path, source));
+        let (home, namespace) = (open(Path::new(OWN))?, open(&self.path)?);
+        let entered = setns(namespace, CloneFlags::CLONE_NEWNET);
+        entered.map_err(|errno| error("setns(CLONE_NEWNET)", &self.path, errno.into()))?;
+        Ok(Home(home))
+    }
+}
+
+/// Where the calling thread was before.
+#[derive(Debug)]
+pub struct Home(File);
+
+impl Home {
+    /// Goes back. A namespace lasts as long as a process is in it; links to its interfaces do not keep it.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn go(self) -> io::Result<()> {
+        Ok(setns(self.0, CloneFlags::CLONE_NEWNET)?)
     }
 }
 
@@ -105,7 +132,7 @@ fn find(inode: u64) -> io::Result<Option<File>> {
 ///
 /// If `/proc` is not mounted.
 pub fn current() -> io::Result<u64> {
-    Ok(File::open("/proc/thread-self/ns/net")?.metadata()?.ino())
+    Ok(File::open(OWN)?.metadata()?.ino())
 }
 
 #[cfg(test)]

@@ -1,0 +1,32 @@
+//! The life of a fault as others see it: it ends when it should, however its owner ends; what cannot begin says
+//! why and leaves nothing.
+
+mod doctor;
+mod ending;
+mod environment;
+mod input;
+mod killed;
+mod lease;
+mod output;
+mod owners;
+mod scene;
+mod sweep;
+mod twice;
+mod vanishing;
+
+use crate::harness::Test;
+
+/// The tests of these files.
+pub(crate) const TESTS: &[&[Test]] = &[
+    doctor::TESTS,
+    ending::TESTS,
+    environment::TESTS,
+    input::TESTS,
+    killed::TESTS,
+    lease::TESTS,
+    output::TESTS,
+    owners::TESTS,
+    sweep::TESTS,
+    twice::TESTS,
+    vanishing::TESTS,
+];

@@ -1,0 +1,136 @@
+//! What dead owners leave, and what only looks like it.
+
+use std::{
+    fs::{self, File},
+    process::{Command, Stdio},
+};
+
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::{signal::Signal, stat::Mode},
+    unistd::mkfifo,
+};
+use serde_json::Value;
+
+use super::scene::{AT_ONCE, RECORDS, Scene, id, ps, records};
+use crate::{
+    ensure,
+    error::{Context, Result},
+    faultline::Faultline,
+    harness::{Need, Test, die_with_parent},
+};
+
+const NEEDS: &[Need] = &[Need::Root, Need::Btf];
+
+pub(super) const TESTS: &[Test] = &[
+    Test::new("life::every_command_sweeps", every_command).needs(NEEDS),
+    Test::new("life::sweep_is_not_confused", not_confused).needs(NEEDS),
+    Test::new("life::a_number_given_again_is_not_the_owner", number_given_again).needs(NEEDS),
+];
+
+const OUT: [&str; 3] = ["100%", "--proto", "udp"];
+
+/// Leaves the record of a dead owner.
+fn dead(scene: &Scene) -> Result<String> {
+    let (fault, armed) = scene.armed(&OUT)?;
+    fault.kill(Signal::SIGKILL)?;
+    let exit = fault.wait(AT_ONCE)?;
+    ensure!(exit.code.is_none(), "{exit:?}");
+    let name = format!("{}.json", id(&armed)?);
+    ensure!(records()?.contains(&name), "no {name} in {:?}", records());
+    Ok(id(&armed)?.to_owned())
+}
+
+fn every_command() -> Result {
+    let mut scene = Scene::set()?;
+    let short = scene.loss(&["1%", "--for", "1ms"]);
+    let short: Vec<&str> = short.iter().map(String::as_str).collect();
+    let commands: [(&[&str], i32); 5] =
+        [(&["sweep"], 0), (&["ps"], 0), (&["doctor", "--json"], 0), (&short, 5), (&["stop", "--all"], 0)];
+    for (command, code) in commands {
+        let dead = dead(&scene)?;
+        let exit = Faultline::run(command)?;
+        ensure!(exit.code == Some(code), "{command:?}: {exit:?}");
+        if command == ["sweep"] {
+            let expected =
+                format!("removed the record of {dead}, whose owner is gone; nothing of it is attached\n");
+            ensure!(exit.stdout == expected, "{}", exit.stdout);
+        } else {
+            ensure!(!exit.stdout.contains(&dead), "{command:?} speaks of {dead}: {}", exit.stdout);
+        }
+        scene.over(&format!("after {command:?}"))?;
+    }
+    let exit = Faultline::run(&["sweep"])?;
+    ensure!(exit.code == Some(0) && exit.stdout == "nothing to sweep\n", "{exit:?}");
+    Ok(())
+}
+
+/// With a live fault beside it all, which stays.
+fn not_confused() -> Result {
+    let mut scene = Scene::set()?;
+    let (fault, armed) = scene.armed(&OUT)?;
+    let live = format!("{}.json", id(&armed)?);
+    let record = fs::read_to_string(format!("{RECORDS}/{live}")).context("read the record")?;
+    let write = |name: &str, bytes: &[u8]| fs::write(format!("{RECORDS}/{name}"), bytes).context(name);
+    write("garba.json", b"\x00\xff{]\n\n{\"entry\":7}")?;
+    write("empty.json", b"")?;
+    write("trunc.json", &record.as_bytes()[..record.len() / 2])?;
+    write("begun.json", &record.as_bytes()[..40])?;
+    write("reuse.json", reused(&record, std::process::id())?.as_bytes())?;
+    // None of ours.
+    write("notes.txt", b"kept")?;
+    fs::create_dir(format!("{RECORDS}/folder.json")).context("mkdir")?;
+    mkfifo(format!("{RECORDS}/pipe.json").as_str(), Mode::S_IRUSR).context("mkfifo")?;
+
+    let listed = ps()?;
+    ensure!(listed.len() == 1 && listed[0]["id"] == id(&armed)?, "{listed:?}");
+    let mut kept = ["folder.json", "notes.txt", "pipe.json", &live];
+    kept.sort_unstable();
+    ensure!(records()? == kept, "{:?}, not {kept:?}", records());
+    let sweep = Faultline::run(&["sweep"])?;
+    ensure!(sweep.code == Some(0) && sweep.stdout == "nothing to sweep\n", "{sweep:?}");
+    scene.loses((100, 0), "the live one is left alone")?;
+    ensure!(fault.interrupt()?.code == Some(130), "it did not end");
+    ensure!(records()? == ["folder.json", "notes.txt", "pipe.json"], "{:?}", records());
+    Ok(())
+}
+
+/// The first line of a record, of a process that began at another time.
+fn reused(record: &str, pid: u32) -> Result<String> {
+    let first = record.lines().next().context("an empty record")?;
+    let mut begun: Value = serde_json::from_str(first).context("its first line")?;
+    begun["pid"] = pid.into();
+    begun["start_time"] = 1.into();
+    Ok(format!("{begun}\n"))
+}
+
+/// A process that has the number of one that is gone gets no signal meant for that; and what cannot be asked to
+/// end is not said to have ended.
+fn number_given_again() -> Result {
+    let mut scene = Scene::set()?;
+    let (fault, armed) = scene.armed(&OUT)?;
+    let record = fs::read_to_string(format!("{RECORDS}/{}.json", id(&armed)?)).context("the record")?;
+    fault.interrupt()?;
+    let mut command = Command::new("/proc/self/exe");
+    command.args(["--run-one", "decoy::hangs-too"]).stdin(Stdio::null());
+    die_with_parent(&mut command);
+    let mut other = command.spawn().context("start another process")?;
+
+    let path = format!("{RECORDS}/reuse.json");
+    fs::write(&path, reused(&record, other.id())?).context("write")?;
+    let exit = Faultline::run(&["stop", "reuse"])?;
+    ensure!(exit.code == Some(2) && records()?.is_empty(), "a dead owner's: {exit:?}, {:?}", records());
+
+    fs::write(&path, reused(&record, other.id())?).context("write")?;
+    let file = File::open(&path).context("open")?;
+    let held = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).context("flock")?;
+    let exit = Faultline::run(&["stop", "reuse"])?;
+    ensure!(exit.code == Some(6) && exit.stdout.is_empty(), "a live owner's, elsewhere: {exit:?}");
+    ensure!(exit.stderr.contains("fault reuse") && exit.stderr.contains(&other.id().to_string()), "{exit:?}");
+    drop(held);
+    ensure!(other.try_wait().context("wait")?.is_none(), "the other process was ended");
+    other.kill().context("kill")?;
+    other.wait().context("wait")?;
+    Faultline::run(&["sweep"])?;
+    scene.over("afterwards")
+}
