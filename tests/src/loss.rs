@@ -7,6 +7,7 @@ mod conversation;
 mod frame;
 mod load;
 mod matrix;
+mod owner;
 mod rates;
 mod repeat;
 mod select;
@@ -49,6 +50,12 @@ pub(crate) const TESTS: &[Test] = &[
     needing_bpf("loss::tcp_feels_a_lossy_wire", tcp::like_a_wire).timeout(60),
     needing_bpf("loss::udp_sender_is_told_nothing", tcp::udp_is_told_nothing),
     needing_bpf("loss::super_packets_are_told", tcp::super_packets),
+    needing_xdp("loss::an_owner_that_runs_shields_nobody", owner::shields_nobody).needs(&[
+        Need::Root,
+        Need::Btf,
+        Need::XdpNative,
+        Need::Tcx,
+    ]),
     needing_bpf("load::every_shape", load::every_shape).timeout(120),
 ];
 
