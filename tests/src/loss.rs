@@ -7,6 +7,7 @@ mod conversation;
 mod frame;
 mod load;
 mod matrix;
+mod owner;
 mod rates;
 mod repeat;
 mod select;
@@ -52,6 +53,12 @@ pub(crate) const TESTS: &[Test] = &[
     needing_bpf("loss::super_packets_are_told", tcp::super_packets).slow(),
     needing_bpf("load::some_shapes", load::some_shapes).timeout(60),
     needing_bpf("load::every_shape", load::every_shape).timeout(120).slow(),
+    needing_xdp("loss::an_owner_that_runs_shields_nobody", owner::shields_nobody).needs(&[
+        Need::Root,
+        Need::Btf,
+        Need::XdpNative,
+        Need::Tcx,
+    ]),
 ];
 
 const fn needing_bpf(name: &'static str, run: fn() -> Result) -> Test {
