@@ -36,10 +36,11 @@ use crate::{
 
 /// The tests of this file.
 pub(crate) const TESTS: &[Test] = &[
-    Test::new("ground::udp_loses_nothing", udp_loses_nothing).timeout(60),
+    Test::new("ground::udp_loses_nothing", udp_loses_nothing).timeout(60).slow(),
     Test::new("ground::udp_loses_nothing_under_native_xdp", udp_under_xdp)
         .needs(&[Need::Root, Need::XdpNative])
-        .timeout(60),
+        .timeout(60)
+        .slow(),
     Test::new("ground::udp_loss_is_seen", udp_loss_is_seen),
     Test::new("ground::paced_udp_keeps_time", paced_udp_keeps_time),
     Test::new("ground::echo_loses_nothing", echo_loses_nothing),

@@ -7,6 +7,7 @@ mod conversation;
 mod frame;
 mod load;
 mod matrix;
+mod owner;
 mod rates;
 mod repeat;
 mod select;
@@ -30,26 +31,34 @@ use crate::{
     traffic::{Pin, Received, Udp},
 };
 
-/// The tests of the files below.
+/// The tests of the files below. The slow ones are left out under emulation: they send so much, or compare rates so
+/// closely, that there they would take minutes or measure the emulator.
 pub(crate) const TESTS: &[Test] = &[
-    needing_xdp("loss::rates_in_by_xdp", rates::received).timeout(60),
-    needing_bpf("loss::rates_out_by_tc", rates::sent).timeout(60),
-    needing_bpf("loss::same_seed_same_packets", repeat::same_seed),
+    needing_xdp("loss::rates_in_by_xdp", rates::received).timeout(60).slow(),
+    needing_bpf("loss::rates_out_by_tc", rates::sent).timeout(60).slow(),
+    needing_bpf("loss::same_seed_same_packets", repeat::same_seed).slow(),
     needing_bpf("loss::every_protocol_in", matrix::received),
     needing_bpf("loss::every_protocol_out", matrix::sent),
-    needing_xdp("loss::selectors", select::rows).timeout(60),
+    needing_xdp("loss::selectors", select::rows).timeout(60).slow(),
     needing_xdp("loss::selectors_of_64_rules", select::all_at_once),
     needing_xdp("loss::rules_count_apart", select::nested),
     needing_xdp("loss::both_is_the_conversation", conversation::both),
     needing_bpf("loss::both_hits_replies_of_real_traffic", conversation::tcp_and_echo),
     needing_bpf("loss::netns_of_a_process", conversation::netns_of_a_process),
-    needing_bpf("loss::windows", window::rows),
+    needing_bpf("loss::windows", window::rows).slow(),
     needing_xdp("loss::packet_shapes", shapes::rows),
-    needing_bpf("loss::fragments_of_datagrams", shapes::fragments),
-    needing_bpf("loss::tcp_feels_a_lossy_wire", tcp::like_a_wire).timeout(60),
+    needing_bpf("loss::fragments_of_datagrams", shapes::fragments).slow(),
+    needing_bpf("loss::tcp_feels_a_lossy_wire", tcp::like_a_wire).timeout(60).slow(),
     needing_bpf("loss::udp_sender_is_told_nothing", tcp::udp_is_told_nothing),
-    needing_bpf("loss::super_packets_are_told", tcp::super_packets),
-    needing_bpf("load::every_shape", load::every_shape).timeout(120),
+    needing_bpf("loss::super_packets_are_told", tcp::super_packets).slow(),
+    needing_bpf("load::some_shapes", load::some_shapes).timeout(60),
+    needing_bpf("load::every_shape", load::every_shape).timeout(120).slow(),
+    needing_xdp("loss::an_owner_that_runs_shields_nobody", owner::shields_nobody).needs(&[
+        Need::Root,
+        Need::Btf,
+        Need::XdpNative,
+        Need::Tcx,
+    ]),
 ];
 
 const fn needing_bpf(name: &'static str, run: fn() -> Result) -> Test {

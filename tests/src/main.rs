@@ -1,6 +1,8 @@
 //! Runs the integration tests on the kernel it finds itself on.
 
 use std::{
+    env,
+    fs::File,
     io::{self, Write},
     path::PathBuf,
     process::ExitCode,
@@ -64,6 +66,7 @@ fn run(cli: &Cli) -> io::Result<ExitCode> {
     if cli.list {
         return list(&chosen);
     }
+    let _alone = alone()?;
     let mut runner = Runner::default();
     if let Some(path) = &cli.faultline {
         runner.arguments = vec!["--faultline".into(), path.display().to_string()];
@@ -83,6 +86,15 @@ fn run(cli: &Cli) -> io::Result<ExitCode> {
         writeln!(io::stdout(), "{passed} passed, {failed} failed, {skipped} skipped")?;
     }
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Waits until no other run is under way: the tests list what the whole machine has attached. The kernel lets go of
+/// the lock when this process ends.
+fn alone() -> io::Result<File> {
+    let path = env::temp_dir().join("fl-tests.lock");
+    let file = File::create(path)?;
+    file.lock()?;
+    Ok(file)
 }
 
 fn announce(test: &Test) -> io::Result<()> {

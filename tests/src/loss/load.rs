@@ -50,7 +50,18 @@ type Shape = [usize; DIMENSIONS.len()];
 /// Every two values of any two dimensions meet in one of these shapes, though not every three: all 1,152 would
 /// take minutes.
 pub(super) fn every_shape() -> Result {
-    let shapes = pairs();
+    try_shapes(&pairs())
+}
+
+/// The shape with everything in it and a few more, for kernels that load slowly.
+pub(super) fn some_shapes() -> Result {
+    const EACH: usize = 8;
+    let most = DIMENSIONS.map(|values| values - 1);
+    let shapes: Vec<Shape> = pairs().into_iter().step_by(EACH).chain([most]).collect();
+    try_shapes(&shapes)
+}
+
+fn try_shapes(shapes: &[Shape]) -> Result {
     println!("{} shapes", shapes.len());
     let next = AtomicUsize::new(0);
     let work = || -> Result {
