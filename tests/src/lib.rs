@@ -2,6 +2,7 @@
 //!
 //! `fl-tests` runs them. A test is a function and a row in its file's `TESTS`; this is the only list of files.
 
+pub mod cgroup;
 pub mod error;
 pub mod faultline;
 pub mod harness;
@@ -11,6 +12,7 @@ pub mod stats;
 pub mod traffic;
 
 mod decoys;
+mod doctor;
 mod ground;
 
 use harness::Test;
@@ -18,7 +20,7 @@ use harness::Test;
 /// Every test there is.
 #[must_use]
 pub fn tests() -> Vec<&'static Test> {
-    [decoys::TESTS, ground::TESTS].into_iter().flatten().collect()
+    [decoys::TESTS, ground::TESTS, doctor::TESTS].into_iter().flatten().collect()
 }
 
 /// The test of this name, those included that only the runner's own test runs.
