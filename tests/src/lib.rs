@@ -14,13 +14,14 @@ pub mod traffic;
 mod decoys;
 mod doctor;
 mod ground;
+mod programs;
 
 use harness::Test;
 
 /// Every test there is.
 #[must_use]
 pub fn tests() -> Vec<&'static Test> {
-    [decoys::TESTS, ground::TESTS, doctor::TESTS].into_iter().flatten().collect()
+    [decoys::TESTS, ground::TESTS, doctor::TESTS, programs::TESTS].into_iter().flatten().collect()
 }
 
 /// The test of this name, those included that only the runner's own test runs.
