@@ -48,13 +48,13 @@ fn sleep_forever() -> Result {
 }
 
 fn judges() -> Result {
-    let mut runner = Runner::default();
+    let runner = Runner::default();
     for (test, outcome, reason, output) in [
         (PASSES, Outcome::Pass, "", ""),
         (FAILS, Outcome::Fail, "2 of 3", "what it printed\nfailure: 2 of 3\n"),
         (PANICS, Outcome::Fail, "it panicked", "on purpose"),
         (DIES, Outcome::Fail, "killed by SIGKILL", ""),
-        (LACKS, Outcome::Skip, "program:no-such-program: not in PATH", ""),
+        (LACKS, Outcome::Skip, "program:no-such-program: not installed", ""),
         (HANGS, Outcome::Fail, "hung: killed after 1 s", "child "),
     ] {
         let report = runner.run(&test);

@@ -3,12 +3,16 @@
 mod child;
 mod need;
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use serde::Serialize;
 
-pub(crate) use self::child::{die_with_parent, pidfd};
+use self::need::Machine;
 pub use self::{child::run_one, need::Need};
+pub(crate) use self::{
+    child::{die_with_parent, pidfd},
+    need::program,
+};
 use crate::error::Result;
 
 /// One integration test.
@@ -79,28 +83,24 @@ pub struct Report {
     pub output: String,
 }
 
-/// Runs tests, asking once for each need.
+/// Runs tests where their needs are met.
 #[derive(Debug, Default)]
 pub struct Runner {
     /// Arguments of this program that a test's own process must see as well.
     pub arguments: Vec<String>,
-    answers: HashMap<Need, std::result::Result<(), String>>,
+    machine: Machine,
 }
 
 impl Runner {
     /// Runs one test, or says what it lacks.
-    pub fn run(&mut self, test: &Test) -> Report {
-        let missing = test.needs.iter().find_map(|need| self.have(*need).err().map(|why| (need, why)));
+    pub fn run(&self, test: &Test) -> Report {
+        let missing =
+            test.needs.iter().find_map(|need| self.machine.meets(*need).err().map(|why| (need, why)));
         if let Some((need, why)) = missing {
             let reason = format!("{need}: {why}");
             let (test, output) = (test.name, String::new());
             return Report { test, outcome: Outcome::Skip, reason, seconds: 0.0, output };
         }
         child::run(test, &self.arguments)
-    }
-
-    /// Whether a need is met; if not, why.
-    fn have(&mut self, need: Need) -> std::result::Result<(), String> {
-        self.answers.entry(need).or_insert_with(|| need::have(&need)).clone()
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! `fl-tests` runs them. A test is a function and a row in its file's `TESTS`; this is the only list of files.
 
+pub mod cgroup;
 pub mod error;
 pub mod faultline;
 pub mod harness;
@@ -11,16 +12,18 @@ pub mod stats;
 pub mod traffic;
 
 mod decoys;
+mod doctor;
 mod ground;
 mod life;
 mod loss;
+mod programs;
 
 use harness::Test;
 
 /// Every test there is.
 #[must_use]
 pub fn tests() -> Vec<&'static Test> {
-    let files = [decoys::TESTS, ground::TESTS, loss::TESTS];
+    let files = [decoys::TESTS, ground::TESTS, doctor::TESTS, loss::TESTS, programs::TESTS];
     files.into_iter().chain(life::TESTS.iter().copied()).flatten().collect()
 }
 

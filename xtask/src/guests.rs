@@ -52,6 +52,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 pub(crate) struct Guests {
     tier: Tier,
     kernels: Vec<Kernel>,
+    /// The names of those that cannot be had.
+    missing: Vec<String>,
     binaries: Vec<PathBuf>,
 }
 
@@ -63,16 +65,19 @@ impl Guests {
     /// If something does not build.
     pub(crate) fn new(wanted: &[String]) -> Result<Self> {
         let tier = Tier::new(workspace());
-        let mut kernels = Vec::new();
+        let (mut kernels, mut missing) = (Vec::new(), Vec::new());
         for found in tier.kernels(wanted)? {
             match found {
                 Found::Ready(kernel) => kernels.push(kernel),
-                Found::Missing { name, reason } => println!("kernel {name} cannot be had: {reason}"),
+                Found::Missing { name, reason } => {
+                    println!("kernel {name} cannot be had: {reason}");
+                    missing.push(name);
+                }
             }
         }
         let names = ["faultline", "fl-tests"];
         let folder = build_static(&names)?;
-        Ok(Self { tier, kernels, binaries: names.iter().map(|name| folder.join(name)).collect() })
+        Ok(Self { tier, kernels, missing, binaries: names.iter().map(|name| folder.join(name)).collect() })
     }
 
     /// Runs the tests in every guest.
@@ -105,6 +110,26 @@ impl Guests {
             println!("guest {}: {:.1} s", kernel.name, report.took.as_secs_f64());
         }
         Ok(())
+    }
+
+    /// What a command prints in each guest, by the kernel's name.
+    ///
+    /// # Errors
+    ///
+    /// If a kernel cannot be had or does not run the command to its end.
+    pub(crate) fn say(&self, command: &str) -> Result<Vec<(String, String)>> {
+        ensure!(self.missing.is_empty(), "cannot be had: {}", self.missing.join(", "));
+        let command = format!("{command} >$FAULTLINE_RESULTS");
+        let said = self.kernels.iter().map(|kernel| {
+            let mut lines = Vec::new();
+            let report =
+                self.tier.run(&self.plan(kernel, Some(&command)), &mut |line| lines.push(line.to_owned()))?;
+            let Ending::Exited(_) = report.ending else {
+                bail!("guest {}: {:?}\n{}", kernel.name, report.ending, report.console_tail());
+            };
+            Ok((kernel.name.clone(), lines.join("\n")))
+        });
+        said.collect()
     }
 
     fn shell(&self) -> Result<()> {

@@ -4,6 +4,7 @@ mod bench;
 mod cargo;
 mod demo;
 mod guests;
+mod kernels;
 mod matrix;
 mod setup;
 mod test;
@@ -34,6 +35,8 @@ enum Command {
     },
     /// Run the integration tests in guests under QEMU, or a shell
     Vm(guests::Options),
+    /// Ask the doctor on every kernel and write docs/kernels.md
+    Kernels,
     /// Measure what a decision costs, beside bare programs
     Bench,
 }
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Command::Demo => demo::run(),
         Command::Test { filter } => test::run(&filter),
         Command::Vm(options) => guests::run(&options),
+        Command::Kernels => kernels::run(),
         Command::Bench => bench::run(),
     };
     match result {

@@ -1,114 +1,126 @@
-//! What tests need of the machine, found out by doing it.
+//! What tests need of the machine: mechanisms of its kernel, as the doctor finds them, and what is not the kernel's.
 
-use std::{env, fmt, fs, os::fd::AsFd, os::unix::fs::PermissionsExt};
+use std::{
+    cell::OnceCell,
+    env, fmt, fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
 
-use aya_obj::generated::{bpf_attach_type, bpf_prog_type};
 use chaos_user::kernel::{
-    netlink::{ROOT, Veth},
-    sys::{Program, Target, link, load},
+    mechanism::Mechanism,
+    probe::{self, Report, State},
 };
 
-use crate::{
-    error::Result,
-    lab::{Netns, Verdict, attach_xdp, returning},
-};
-
-const PROBE: &str = "probe";
+use crate::doctor;
 
 /// Something a test cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Need {
     /// To be root.
     Root,
-    /// BTF of the running kernel.
-    Btf,
-    /// tc programs held by links, from Linux 6.6.
-    Tcx,
-    /// tc programs on the `clsact` qdisc.
-    Clsact,
-    /// XDP in veth's driver.
-    XdpNative,
-    /// The `fq` qdisc.
-    SchFq,
-    /// A cgroup v2 tree.
-    CgroupV2,
-    /// A program in `PATH`.
+    /// Something the kernel can do.
+    Mechanism(Mechanism),
+    /// A kernel of which it is written down what it can do.
+    KnownKernel,
+    /// A program, wherever [`program`] finds it.
     Program(&'static str),
+}
+
+#[expect(non_upper_case_globals, reason = "they are read as the variants they stand for")]
+impl Need {
+    /// BTF of the running kernel.
+    pub const Btf: Self = Self::Mechanism(Mechanism::Btf);
+    /// tc programs held by links, from Linux 6.6.
+    pub const Tcx: Self = Self::Mechanism(Mechanism::Tcx);
+    /// tc programs on the `clsact` qdisc.
+    pub const Clsact: Self = Self::Mechanism(Mechanism::Clsact);
+    /// XDP in veth's driver.
+    pub const XdpNative: Self = Self::Mechanism(Mechanism::XdpNative);
+    /// The `fq` qdisc.
+    pub const SchFq: Self = Self::Mechanism(Mechanism::SchFq);
+    /// A cgroup v2 tree.
+    pub const CgroupV2: Self = Self::Mechanism(Mechanism::CgroupV2);
 }
 
 impl fmt::Display for Need {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = match self {
-            Self::Root => "root",
-            Self::Btf => "btf",
-            Self::Tcx => "tcx",
-            Self::Clsact => "clsact",
-            Self::XdpNative => "xdp_native",
-            Self::SchFq => "sch_fq",
-            Self::CgroupV2 => "cgroup_v2",
-            Self::Program(name) => return write!(formatter, "program:{name}"),
-        };
-        formatter.write_str(name)
+        match self {
+            Self::Root => formatter.write_str("root"),
+            Self::Mechanism(mechanism) => formatter.write_str(mechanism.name()),
+            Self::KnownKernel => formatter.write_str("known_kernel"),
+            Self::Program(name) => write!(formatter, "program:{name}"),
+        }
     }
 }
 
-/// Whether a need is met; if not, why.
-pub(super) fn have(need: &Need) -> std::result::Result<(), String> {
-    let tried = |result: Result| result.map_err(|error| error.to_string());
-    match need {
-        Need::Root => require(nix::unistd::geteuid().is_root(), "not root"),
-        Need::Btf => {
-            let length = fs::metadata("/sys/kernel/btf/vmlinux").map_or(0, |file| file.len());
-            require(length > 0, "no /sys/kernel/btf/vmlinux")
+/// What answers needs: the doctor is asked when the first need for a mechanism comes up, and once.
+#[derive(Debug, Default)]
+pub(super) struct Machine {
+    kernel: OnceCell<Report>,
+}
+
+impl Machine {
+    /// Whether a need is met; if not, why.
+    pub(super) fn meets(&self, need: Need) -> Result<(), String> {
+        match need {
+            Need::Root => require(nix::unistd::geteuid().is_root(), || "not root".into()),
+            Need::Mechanism(mechanism) => has(self.kernel.get_or_init(probe::run), mechanism),
+            Need::KnownKernel => doctor::known_kernel(),
+            Need::Program(name) => require(program(name).is_some(), || "not installed".into()),
         }
-        Need::Tcx => tried(on_loopback(tcx)),
-        Need::Clsact => tried(on_loopback(|netns| Ok(netns.netlink()?.add_clsact(1).map(drop)?))),
-        Need::XdpNative => tried(on_veth(|netns, _| attach_xdp(netns, PROBE, Verdict::Pass).map(drop))),
-        Need::SchFq => {
-            tried(on_veth(|netns, index| Ok(netns.netlink()?.add_qdisc(index, ROOT, 0, "fq", &[])?)))
-        }
-        Need::CgroupV2 => {
-            let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-            let mounted = mounts.lines().any(|line| line.split(' ').nth(2) == Some("cgroup2"));
-            require(mounted, "no cgroup2 file system is mounted")
-        }
-        Need::Program(name) => require(in_path(name), "not in PATH"),
     }
 }
 
-fn require(met: bool, otherwise: &str) -> std::result::Result<(), String> {
-    if met { Ok(()) } else { Err(otherwise.into()) }
+fn has(kernel: &Report, mechanism: Mechanism) -> Result<(), String> {
+    let finding = kernel.mechanisms.iter().find(|finding| finding.mechanism == mechanism);
+    let available = finding.is_some_and(|finding| finding.state == State::Available);
+    let cause = || finding.and_then(|finding| finding.cause.clone());
+    require(available, || cause().unwrap_or_else(|| "the doctor says nothing of it".into()))
 }
 
-fn on_loopback(attempt: impl FnOnce(&Netns) -> Result) -> Result {
-    attempt(&Netns::new()?)
+fn require(met: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
+    if met { Ok(()) } else { Err(otherwise()) }
 }
 
-fn on_veth(attempt: impl FnOnce(&Netns, u32) -> Result) -> Result {
-    let netns = Netns::new()?;
-    netns.netlink()?.add_veth(&Veth::new(PROBE, "probe-peer"))?;
-    attempt(&netns, netns.index(PROBE)?)
+/// Where a program is. PostgreSQL's own folders come first: Debian's `psql` on the path is a script that chooses.
+pub(crate) fn program(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    let folders = postgres_folders().into_iter().chain(env::split_paths(&path)).chain(system);
+    folders.map(|folder| folder.join(name)).find(|file| is_executable(file))
 }
 
-fn tcx(netns: &Netns) -> Result {
-    let attach = bpf_attach_type::BPF_TCX_INGRESS;
-    let pass = returning(-1);
-    let program = load(&Program {
-        name: "probe_tcx",
-        kind: bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS,
-        attach: None,
-        attach_btf_id: 0,
-        functions: None,
-        flags: 0,
-        instructions: &pass,
-    })?;
-    netns.run(|| Ok(link(program.as_fd(), Target::Interface(1), attach, 0).map(drop)?))
+/// `/usr/lib/postgresql/VERSION/bin`, the newest version first.
+fn postgres_folders() -> Vec<PathBuf> {
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut folders: Vec<(u32, PathBuf)> = versions
+        .map(|version| {
+            let number = version.file_name().to_string_lossy().parse().unwrap_or(0);
+            (number, version.path().join("bin"))
+        })
+        .collect();
+    folders.sort_by(|one, other| other.cmp(one));
+    folders.into_iter().map(|(_, folder)| folder).collect()
 }
 
-fn in_path(name: &str) -> bool {
-    let executable = |file: std::path::PathBuf| {
-        fs::metadata(file).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
-    };
-    env::var_os("PATH")
-        .is_some_and(|path| env::split_paths(&path).any(|folder| executable(folder.join(name))))
+fn is_executable(file: &Path) -> bool {
+    fs::metadata(file).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mechanisms_go_by_the_doctors_names() {
+        assert_eq!(Need::XdpNative.to_string(), "xdp_native");
+        assert_eq!(Need::Mechanism(Mechanism::FmodRetSyscall).to_string(), "fmod_ret_syscall");
+    }
+
+    #[test]
+    fn programs_are_found_beyond_the_path() {
+        assert_eq!(program("no-such-program"), None);
+        assert!(program("sh").is_some());
+    }
 }

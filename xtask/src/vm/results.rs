@@ -45,7 +45,7 @@ pub(crate) struct TestResult {
 pub(crate) struct Results {
     /// Each test's last word, in the order in which they began.
     pub(crate) tests: Vec<TestResult>,
-    /// Lines that are no results: a bug in whatever wrote them.
+    /// Lines that are no results: of a run of tests, a bug in whatever wrote them.
     pub(crate) stray: Vec<String>,
     /// Whether the guest got as far as the command.
     pub(crate) up: bool,

@@ -1,6 +1,6 @@
 //! How a probe sees that its program ran, and ran for the probe's own thread only.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use aya_obj::generated::{bpf_cmd, bpf_func_id, bpf_map_type, bpf_prog_type};
 
@@ -14,11 +14,11 @@ use crate::kernel::{
 
 /// A number in a map that a program writes.
 #[derive(Debug)]
-pub(super) struct Flag(OwnedFd);
+pub struct Flag(OwnedFd);
 
 impl Flag {
     /// A new one, 0.
-    pub(super) fn new() -> Result<Self> {
+    pub fn new() -> Result<Self> {
         let mut attr = zeroed();
         // SAFETY: the variant BPF_MAP_CREATE reads.
         let create = unsafe { &mut attr.__bindgen_anon_1 };
@@ -35,7 +35,7 @@ impl Flag {
     }
 
     /// What it is now.
-    pub(super) fn get(&self) -> Result<u64> {
+    pub fn get(&self) -> Result<u64> {
         let key = 0_u32;
         let mut value = 0_u64;
         let mut attr = zeroed();
@@ -50,37 +50,49 @@ impl Flag {
     }
 
     /// Code that sets it to 1.
-    pub(super) fn raise(&self) -> Code {
+    pub fn raise(&self) -> Code {
         Code::default().set_value(1, self.0.as_fd()).store(1, 0, 1)
     }
 
+    /// Code that adds 1 to it.
+    pub fn count(&self) -> Code {
+        Code::default().set_value(1, self.0.as_fd()).set(2, 1).add_to(1, 0, 2)
+    }
+
     /// Code that sets it to register 0.
-    pub(super) fn keep_result(&self) -> Code {
+    pub fn keep_result(&self) -> Code {
         Code::default().set_value(1, self.0.as_fd()).store_register(1, 0, 0)
+    }
+}
+
+impl AsFd for Flag {
+    /// The map, of which it is the first value.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
 /// The calling thread as the kernel's programs see it, whatever PID namespace it is in.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Thread(u64);
+pub struct Thread(u64);
 
 impl Thread {
     /// The calling thread.
     ///
     /// Asked of a program, because `getpid` answers in the process's own PID namespace and a program sees the
     /// initial one. Before Linux 5.10, which cannot run such a program, the two are taken for the same.
-    pub(super) fn current() -> Self {
+    pub fn current() -> Self {
         let here = || u64::from(std::process::id()) << 32 | gettid().as_raw() as u64;
         Self(ask(bpf_func_id::BPF_FUNC_get_current_pid_tgid).unwrap_or_else(|_| here()))
     }
 
     /// Its process, as a program sees it.
-    pub(super) fn tgid(self) -> u32 {
+    pub fn tgid(self) -> u32 {
         (self.0 >> 32) as u32
     }
 
     /// A program that does something for this thread only, and returns 0 to all. Register 6 is its context.
-    pub(super) fn only(self, then: Code) -> Code {
+    pub fn only(self, then: Code) -> Code {
         Code::default()
             .copy(6, 1)
             .call(bpf_func_id::BPF_FUNC_get_current_pid_tgid)
@@ -99,7 +111,7 @@ pub(super) fn ask(helper: bpf_func_id) -> Result<u64> {
 }
 
 /// Loads a raw tracepoint program, attached to nothing.
-pub(super) fn load_raw(name: &str, code: &Code) -> Result<OwnedFd> {
+pub fn load_raw(name: &str, code: &Code) -> Result<OwnedFd> {
     sys::load(&Program {
         name,
         kind: bpf_prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT,
@@ -112,7 +124,7 @@ pub(super) fn load_raw(name: &str, code: &Code) -> Result<OwnedFd> {
 }
 
 /// Runs a raw tracepoint program once, in the calling thread and without any tracepoint. Returns its result.
-pub(super) fn run_here(program: &OwnedFd) -> Result<u32> {
+pub fn run_here(program: &OwnedFd) -> Result<u32> {
     let mut attr = zeroed();
     // `sys::test_run` is for packets; here the kernel wants neither data nor a repeat count.
     attr.test.prog_fd = program.as_raw_fd() as u32;

@@ -1,6 +1,6 @@
 //! What programs may call, seen by running them once without attaching them to anything.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use aya_obj::generated::{bpf_func_id, bpf_prog_type};
 
@@ -18,8 +18,6 @@ use crate::kernel::{
 const XDP_PASS: i32 = 2;
 /// Written to a variable of ours.
 const MARK: i32 = 0x0fa1_7001;
-/// How many instructions lie before the loop's step.
-const MAIN_LENGTH: u32 = 7;
 /// How often the loop goes round.
 const ROUNDS: i32 = 100;
 
@@ -76,30 +74,41 @@ fn probe_write_user(host: &Host) -> Answer {
 }
 
 fn bpf_loop() -> Answer {
-    let step = Code::default().exit(0);
-    let code = Code::default()
-        .set(1, ROUNDS)
-        .set_function(2, MAIN_LENGTH)
-        .set(3, 0)
-        .set(4, 0)
-        .call(bpf_func_id::BPF_FUNC_loop)
-        .exit_with_result();
-    let starts = [[0, MAIN], [MAIN_LENGTH, STEP]];
-    let code = code.then(step);
+    let program = load_loop("doctor_loop", ROUNDS, Code::default())?;
+    match run_here(&program)? {
+        rounds if rounds == ROUNDS as u32 => Ok(None),
+        rounds => Err(Refusal::missing(format!("asked for {ROUNDS} rounds, the helper made {rounds}"))),
+    }
+}
+
+/// Loads a raw tracepoint program that goes round a loop by `bpf_loop`, doing `step` each time. It returns how often
+/// it went round.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn load_loop(name: &str, rounds: i32, step: Code) -> Result<OwnedFd> {
+    let main = |step_at| {
+        Code::default()
+            .set(1, rounds)
+            .set_function(2, step_at)
+            .set(3, 0)
+            .set(4, 0)
+            .call(bpf_func_id::BPF_FUNC_loop)
+            .exit_with_result()
+    };
+    let step_at = main(0).as_slice().len() as u32;
+    let code = main(step_at).then(step.exit(0));
     let types = sys::load_types(&types())?;
-    let program = sys::load(&Program {
-        name: "doctor_loop",
+    sys::load(&Program {
+        name,
         kind: bpf_prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT,
         attach: None,
         attach_btf_id: 0,
         flags: 0,
         instructions: code.as_slice(),
-        functions: Some(Functions { types: types.as_fd(), starts: &starts }),
-    })?;
-    match run_here(&program)? {
-        rounds if rounds == ROUNDS as u32 => Ok(None),
-        rounds => Err(Refusal::missing(format!("asked for {ROUNDS} rounds, the helper made {rounds}"))),
-    }
+        functions: Some(Functions { types: types.as_fd(), starts: &[[0, MAIN], [step_at, STEP]] }),
+    })
 }
 
 /// Types of the two functions in [`types`].

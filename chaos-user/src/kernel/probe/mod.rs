@@ -7,13 +7,13 @@
 //! probe killed in the middle leaves nothing but, maybe, that empty cgroup, which the next run removes.
 
 mod cgroup;
-mod flag;
+pub mod flag;
 mod helper;
 mod host;
-mod insn;
+pub mod insn;
 mod mounts;
 mod net;
-mod perf;
+pub mod perf;
 mod probes;
 mod report;
 mod tracing;
@@ -26,8 +26,11 @@ use std::{
 use aya_obj::generated::bpf_func_id;
 use nix::errno::Errno;
 
-pub use self::report::{FaultSupport, Finding, Report, State};
 use self::{flag::Thread, host::Host};
+pub use self::{
+    helper::load_loop,
+    report::{FaultSupport, Finding, Report, State},
+};
 use super::{
     Error,
     btf::{KernelTypes, VMLINUX},

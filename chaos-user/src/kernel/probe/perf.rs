@@ -17,18 +17,18 @@ use crate::kernel::{
 
 /// An event of the calling thread.
 #[derive(Debug)]
-pub(super) struct Event(OwnedFd);
+pub struct Event(OwnedFd);
 
 /// A program on an event, until this is dropped.
 #[derive(Debug)]
-pub(super) struct Attached {
+pub struct Attached {
     _link: Option<OwnedFd>,
     _event: OwnedFd,
 }
 
 impl Event {
     /// The start of a kernel function (`kprobe`) or of what lies at an offset of a file (`uprobe`).
-    pub(super) fn probe(unit: &'static str, place: &CStr, offset: u64) -> Result<Self> {
+    pub fn probe(unit: &'static str, place: &CStr, offset: u64) -> Result<Self> {
         let mut attr = attr();
         attr.type_ = unit_type(unit)?;
         attr.__bindgen_anon_3.config1 = place.as_ptr() as u64;
@@ -37,7 +37,7 @@ impl Event {
     }
 
     /// A tracepoint, by the number tracefs has for it.
-    pub(super) fn tracepoint(id: u64) -> Result<Self> {
+    pub fn tracepoint(id: u64) -> Result<Self> {
         let mut attr = attr();
         attr.type_ = perf_type_id::PERF_TYPE_TRACEPOINT as u32;
         attr.config = id;
@@ -45,7 +45,7 @@ impl Event {
     }
 
     /// Attaches a program, by a link where perf events have links (Linux 5.15).
-    pub(super) fn attach(self, program: &OwnedFd) -> Result<Attached> {
+    pub fn attach(self, program: &OwnedFd) -> Result<Attached> {
         let Self(event) = self;
         let target = Target::File(event.as_fd());
         match sys::link(program.as_fd(), target, bpf_attach_type::BPF_PERF_EVENT, 0) {

@@ -1,0 +1,98 @@
+//! Throw-away cgroups.
+
+use std::{
+    fs::{self, File},
+    os::fd::{AsFd, BorrowedFd},
+    path::PathBuf,
+    process,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use crate::error::{Context, Result};
+
+const MOUNTS: &str = "/proc/self/mounts";
+
+/// A cgroup below the root, without processes. Removed when dropped.
+#[derive(Debug)]
+pub struct Cgroup {
+    path: PathBuf,
+    directory: File,
+}
+
+impl Cgroup {
+    /// A new one.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, and if there are no cgroups v2.
+    pub fn new() -> Result<Self> {
+        static NUMBERS: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
+        let path = root()?.join(format!("fl-test-{}-{number}", process::id()));
+        fs::create_dir(&path).context(path.display())?;
+        let directory = File::open(&path).context(path.display())?;
+        Ok(Self { path, directory })
+    }
+
+    /// Moves the calling process here. It must leave or end before this is dropped.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn join(&self) -> Result {
+        let file = self.path.join("cgroup.procs");
+        fs::write(&file, "0").context(file.display())
+    }
+
+    /// Whether the calling process is here, by its own word.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn is_joined(&self) -> Result<bool> {
+        const OWN: &str = "/proc/self/cgroup";
+        let own = fs::read_to_string(OWN).context(OWN)?;
+        let name = self.path.file_name().context("a cgroup without a name")?.to_string_lossy();
+        Ok(own.lines().any(|line| line.starts_with("0::") && line.ends_with(&*name)))
+    }
+
+    /// How many processes are here.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn population(&self) -> Result<usize> {
+        let file = self.path.join("cgroup.procs");
+        Ok(fs::read_to_string(&file).context(file.display())?.lines().count())
+    }
+}
+
+impl AsFd for Cgroup {
+    /// The directory, which is what programs attach to.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // One that is not empty now stays; nothing acts on it.
+        let _ = fs::remove_dir(&self.path);
+    }
+}
+
+/// Where cgroups v2 are mounted.
+///
+/// # Errors
+///
+/// If they are not.
+pub fn root() -> Result<PathBuf> {
+    let mounts = fs::read_to_string(MOUNTS).context(MOUNTS)?;
+    let mut mounts = mounts.lines().map(|line| line.split(' '));
+    // `source /mount/point type options`
+    let point = mounts.find_map(|mut words| {
+        let point = words.nth(1)?;
+        (words.next() == Some("cgroup2")).then(|| PathBuf::from(point))
+    });
+    point.context("no cgroup2 file system is mounted")
+}

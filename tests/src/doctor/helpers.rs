@@ -1,0 +1,106 @@
+//! What programs may call and know: user memory, loops, the kernel's types, runs without an attachment.
+
+use std::{
+    os::fd::AsFd,
+    ptr,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use aya_obj::generated::{bpf_func_id, bpf_prog_type};
+use chaos_user::kernel::{
+    btf::KernelTypes,
+    probe::{
+        flag::{Flag, Thread, load_raw, run_here},
+        insn::Code,
+        load_loop,
+    },
+    sys,
+};
+use nix::sys::prctl::set_name;
+
+use super::{elsewhere::elsewhere, load};
+use crate::{
+    ensure,
+    error::{Context, Failure, Result},
+};
+
+const XDP_PASS: i32 = 2;
+
+/// A program reads the running process's id where the types say it is.
+pub(super) fn btf() -> Result {
+    let types = KernelTypes::read()?;
+    let offset = types.offset("task_struct", "tgid")?;
+    let flag = Flag::new()?;
+    let code = Code::default()
+        .call(bpf_func_id::BPF_FUNC_get_current_task)
+        .copy(3, 0)
+        .add(3, offset.cast_signed())
+        .set_value(1, flag.as_fd())
+        .set(2, 4)
+        .call(bpf_func_id::BPF_FUNC_probe_read_kernel)
+        .exit_with_result();
+    let result = run_here(&load_raw("fl_test_btf", &code)?)?;
+    let (seen, own) = (flag.get()?, u64::from(Thread::current().tgid()));
+    ensure!(result == 0 && seen == own, "task_struct.tgid at {offset} is {seen} and not {own}");
+    for nowhere in [types.offset("task_struct", "no_such_field"), types.function("no_such_function")] {
+        ensure!(nowhere.is_err(), "what is in no kernel was found: {nowhere:?}");
+    }
+    Ok(())
+}
+
+pub(super) fn test_run() -> Result {
+    const RUNS: u32 = 100;
+    let flag = Flag::new()?;
+    let code = flag.count().exit(XDP_PASS);
+    let program = load(bpf_prog_type::BPF_PROG_TYPE_XDP, None, 0, &code)?;
+    let run = sys::test_run(&program, &[0; 64], RUNS)?;
+    let counted = flag.get()?;
+    ensure!(
+        (run.verdict, counted) == (XDP_PASS.cast_unsigned(), RUNS.into()),
+        "{counted} of {RUNS} runs: {run:?}"
+    );
+    Ok(())
+}
+
+pub(super) fn bpf_loop() -> Result {
+    const ROUNDS: i32 = 100_000;
+    let flag = Flag::new()?;
+    let program = load_loop("fl_test_loop", ROUNDS, flag.count())?;
+    let (said, counted) = (run_here(&program)?, flag.get()?);
+    ensure!(
+        (said, counted) == (ROUNDS.cast_unsigned(), ROUNDS as u64),
+        "asked for {ROUNDS} rounds, the helper says {said}, and {counted} were counted"
+    );
+    Ok(())
+}
+
+/// A program on the tracepoint of a thread's new name writes to a variable of this process.
+pub(super) fn probe_write_user() -> Result {
+    const MARK: i32 = 0x0fa1_7001;
+    static TARGET: AtomicU64 = AtomicU64::new(0);
+    let rename = || {
+        TARGET.store(0, Ordering::SeqCst);
+        set_name(c"fl-test").context("prctl(PR_SET_NAME)")?;
+        Ok::<_, Failure>(TARGET.load(Ordering::SeqCst))
+    };
+    // In a copy of this process the variable has the same address.
+    let look = || Ok::<_, Failure>((rename()?, elsewhere(|| i32::from(rename() != Ok(0)))?));
+    let write = Code::default()
+        .store(10, -8, MARK)
+        .set_wide(1, ptr::from_ref(&TARGET) as u64)
+        .copy(2, 10)
+        .add(2, -8)
+        .set(3, 8)
+        .call(bpf_func_id::BPF_FUNC_probe_write_user);
+    let before = look()?;
+    let program = load_raw("fl_test_write", &Thread::current().only(write))?;
+    let link = sys::raw_tracepoint(program.as_fd(), Some("task_rename"))?;
+    let during = look()?;
+    drop((link, program));
+    let seen = [before, during, look()?];
+    ensure!(
+        seen == [(0, 0), (MARK as u64, 0), (0, 0)],
+        "written here, and whether elsewhere, before, during and after: {seen:x?}"
+    );
+    Ok(())
+}

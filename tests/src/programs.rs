@@ -1,0 +1,106 @@
+//! Real programs, each in a world of its own, answering once: what faults will be tried on.
+
+mod openssl;
+mod server;
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{Ipv4Addr, TcpStream},
+    time::Duration,
+};
+
+use nix::sys::signal::Signal;
+
+use self::server::{Server, World};
+use crate::{
+    ensure,
+    error::{Context, Result},
+    harness::{Need, Test},
+};
+
+/// The tests of this file.
+pub(crate) const TESTS: &[Test] = &[
+    Test::new("programs::postgres_answers", postgres)
+        .needs(&[Need::Root, Need::Program("initdb"), Need::Program("postgres"), Need::Program("psql")])
+        .timeout(120),
+    Test::new("programs::redis_answers", redis).needs(&[Need::Root, Need::Program("redis-server")]),
+    Test::new("programs::nginx_answers", nginx).needs(&[Need::Root, Need::Program("nginx")]),
+    Test::new("programs::openssl_verifies", openssl::verifies).needs(&[Need::Root, Need::Program("openssl")]),
+];
+
+/// Under emulation PostgreSQL takes 5 s to come up.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn postgres() -> Result {
+    const PORT: &str = "5432";
+    let world = World::enter()?;
+    let data = world.folder("data", "postgres")?;
+    let data = data.to_string_lossy();
+    let initdb = ["--auth=trust", "--no-sync", "--no-locale", "--encoding=UTF8", "--no-instructions"];
+    world.run(world.command("initdb", "postgres")?.args(["-D", &data]).args(initdb))?;
+    let mut postgres = world.command("postgres", "postgres")?;
+    postgres.args(["-D", &data, "-p", PORT, "-k", &world.path().to_string_lossy()]);
+    postgres.args(["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "max_connections=10"]);
+    // Clients are served to their end; SIGINT does not wait for them.
+    let server = Server::start(postgres, Signal::SIGINT)?;
+    let ask = |query: &str| {
+        let mut psql = world.command("psql", "postgres")?;
+        psql.args(["-h", "127.0.0.1", "-p", PORT, "-d", "postgres", "-tAc", query]);
+        world.run(&mut psql)
+    };
+    let answer = server.until(PATIENCE, || ask("select 1"))?;
+    ensure!(answer.trim() == "1", "select 1 gives {answer:?}");
+    let answer = ask("create table kept as select generate_series(1, 100) as n; select sum(n) from kept")?;
+    ensure!(answer.trim().ends_with("5050"), "the sum of 1 to 100 is {answer:?}");
+    server.stop()
+}
+
+fn redis() -> Result {
+    const PORT: u16 = 6379;
+    let world = World::enter()?;
+    let mut redis = world.command("redis-server", "nobody")?;
+    redis.args(["--port", &PORT.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+    let server = Server::start(redis, Signal::SIGTERM)?;
+    let answer = server.until(PATIENCE, || exchange(PORT, "PING\r\nQUIT\r\n"))?;
+    ensure!(answer.starts_with("+PONG\r\n"), "PING gives {answer:?}");
+    let answer = exchange(PORT, "SET key value\r\nGET key\r\nQUIT\r\n")?;
+    ensure!(answer == "+OK\r\n$5\r\nvalue\r\n+OK\r\n", "SET and GET give {answer:?}");
+    server.stop()
+}
+
+fn nginx() -> Result {
+    const PORT: u16 = 80;
+    let world = World::enter()?;
+    let folder = world.path().display();
+    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .iter()
+        .map(|kind| format!("{kind}_temp_path {folder}/{kind}; "))
+        .collect();
+    let configuration = format!(
+        "daemon off; user nobody nogroup; worker_processes 1; pid {folder}/pid; error_log stderr; events {{}} \
+         http {{ access_log off; {temporary} server {{ listen 127.0.0.1:{PORT}; root {folder}; }} }}"
+    );
+    let file = world.path().join("nginx.conf");
+    fs::write(&file, configuration).context(file.display())?;
+    fs::write(world.path().join("page"), "from a file\n").context("write a page")?;
+    let mut nginx = world.command("nginx", "root")?;
+    nginx.args(["-e", "stderr", "-c"]).arg(&file);
+    let server = Server::start(nginx, Signal::SIGTERM)?;
+    let get = |path| exchange(PORT, &format!("GET {path} HTTP/1.0\r\n\r\n"));
+    let answer = server.until(PATIENCE, || get("/page"))?;
+    ensure!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("\r\n\r\nfrom a file\n"), "{answer:?}");
+    let answer = get("/none")?;
+    ensure!(answer.starts_with("HTTP/1.1 404"), "{answer:?}");
+    server.stop()
+}
+
+/// Says something to a server and returns all that it answers until it closes the connection.
+fn exchange(port: u16, words: &str) -> Result<String> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).context("connect")?;
+    stream.set_read_timeout(Some(PATIENCE)).context("SO_RCVTIMEO")?;
+    stream.write_all(words.as_bytes()).context("send")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).context("receive")?;
+    Ok(answer)
+}
