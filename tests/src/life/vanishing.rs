@@ -26,9 +26,10 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 fn interface() -> Result {
+    own_run()?;
+    let nothing = Inventory::take(&[])?;
     for way in ["in", "out", "both"] {
         let scene = Scene::set()?;
-        let nothing = Inventory::take(&[])?;
         let (fault, _) = scene.armed(&["100%", "--proto", "udp", "--direction", way])?;
         let mut aside = Udp::open(scene.lab.aside(Family::V4)?, 4002, 5002)?;
         scene.lab.near.delete_interface(NEAR_DEVICE)?;
