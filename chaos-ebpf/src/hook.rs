@@ -10,7 +10,7 @@ use chaos_ebpf::{
     abi::{Count, Direction, Setup},
     classify::classify,
     decide,
-    packet::{self, Frame as _, Headers, Truncated, View},
+    packet::{self, Headers, Truncated, View},
 };
 
 use crate::maps::{FL_CONTROL, FL_HOOKS, FL_RULES, FL_SEQUENCE, FL_STATE, Maps};

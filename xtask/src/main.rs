@@ -28,10 +28,13 @@ enum Command {
     Setup,
     /// Inject packet loss into real traffic and show the figures
     Demo,
-    /// Run all tests, on this machine's kernel and in guests
+    /// Run all tests on this machine's kernel
     Test {
         /// Only integration tests whose names contain one of these
         filter: Vec<String>,
+        /// In guests as well, where no test may be skipped by all kernels
+        #[arg(long)]
+        guests: bool,
     },
     /// Run the integration tests in guests under QEMU, or a shell
     Vm(guests::Options),
@@ -45,7 +48,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Setup => setup::run(),
         Command::Demo => demo::run(),
-        Command::Test { filter } => test::run(&filter),
+        Command::Test { filter, guests } => test::run(&filter, guests),
         Command::Vm(options) => guests::run(&options),
         Command::Kernels => kernels::run(),
         Command::Bench => bench::run(),
