@@ -39,7 +39,7 @@ pub(crate) const TESTS: &[Test] = &[
     needing_bpf("loss::same_seed_same_packets", repeat::same_seed).slow(),
     needing_bpf("loss::every_protocol_in", matrix::received),
     needing_bpf("loss::every_protocol_out", matrix::sent),
-    needing_xdp("loss::selectors", select::rows).timeout(60).slow(),
+    needing_xdp("loss::selectors", select::rows).timeout(180).slow(),
     needing_xdp("loss::selectors_of_64_rules", select::all_at_once),
     needing_xdp("loss::rules_count_apart", select::nested),
     needing_xdp("loss::both_is_the_conversation", conversation::both),
