@@ -38,7 +38,7 @@ use crate::{
 pub(crate) const TESTS: &[Test] = &[
     Test::new("doctor::knows_this_kernel", knows_this_kernel).needs(&[Root, Need::KnownKernel]),
     Test::new("doctor::leaves_nothing", leaves_nothing),
-    Test::new("doctor::leaves_nothing_when_killed", leaves_nothing_when_killed).timeout(60),
+    Test::new("doctor::leaves_nothing_when_killed", leaves_nothing_when_killed).timeout(90),
     // What it calls available really works: of each mechanism one use.
     Test::new("doctor::use_btf", helpers::btf).needs(&[Root, Has(M::Btf)]),
     Test::new("doctor::use_test_run", helpers::test_run).needs(&[Root, Has(M::TestRun)]),

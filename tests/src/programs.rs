@@ -24,13 +24,15 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("programs::postgres_answers", postgres)
         .needs(&[Need::Root, Need::Program("initdb"), Need::Program("postgres"), Need::Program("psql")])
         .timeout(120),
-    Test::new("programs::redis_answers", redis).needs(&[Need::Root, Need::Program("redis-server")]),
-    Test::new("programs::nginx_answers", nginx).needs(&[Need::Root, Need::Program("nginx")]),
+    Test::new("programs::redis_answers", redis)
+        .needs(&[Need::Root, Need::Program("redis-server")])
+        .timeout(60),
+    Test::new("programs::nginx_answers", nginx).needs(&[Need::Root, Need::Program("nginx")]).timeout(60),
     Test::new("programs::openssl_verifies", openssl::verifies).needs(&[Need::Root, Need::Program("openssl")]),
 ];
 
-/// Under emulation PostgreSQL takes 5 s to come up.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Under emulation, on a busy machine, PostgreSQL takes 5 s to come up.
+const PATIENCE: Duration = Duration::from_secs(40);
 
 fn postgres() -> Result {
     const PORT: &str = "5432";

@@ -21,6 +21,8 @@ use crate::{
 
 /// How the names of all that a doctor makes begin.
 const NAMES: [&str; 2] = ["doctor", "faultline-probe"];
+/// What a doctor could mount.
+const FILE_SYSTEMS: [&str; 4] = ["tracefs", "securityfs", "cgroup2", "bpf"];
 const MOUNTS: &str = "/proc/self/mountinfo";
 const PINS: &str = "/sys/fs/bpf";
 /// The kernel frees what nobody holds a little later.
@@ -51,7 +53,8 @@ pub(super) fn look() -> Result<BTreeSet<String>> {
         }
     }
     let mounts = fs::read_to_string(MOUNTS).context(MOUNTS)?;
-    traces.extend(mounts.lines().map(|line| format!("mount {line}")));
+    let is_ours = |line: &&str| FILE_SYSTEMS.iter().any(|kind| line.contains(&format!(" - {kind} ")));
+    traces.extend(mounts.lines().filter(is_ours).map(|line| format!("mount {line}")));
     Ok(traces)
 }
 
