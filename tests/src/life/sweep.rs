@@ -92,7 +92,10 @@ fn not_confused() -> Result {
     scene.loses((100, 0), "the live one is left alone")?;
     ensure!(fault.interrupt()?.code == Some(130), "it did not end");
     ensure!(records()? == ["folder.json", "notes.txt", "pipe.json"], "{:?}", records());
-    Ok(())
+    fs::remove_dir(format!("{RECORDS}/folder.json")).context("rmdir")?;
+    fs::remove_file(format!("{RECORDS}/notes.txt")).context("rm")?;
+    fs::remove_file(format!("{RECORDS}/pipe.json")).context("rm")?;
+    scene.over("afterwards")
 }
 
 /// The first line of a record, of a process that began at another time.
