@@ -113,9 +113,14 @@ pub fn within<T: Send>(inode: u64, action: impl FnOnce() -> T + Send) -> io::Res
 }
 
 fn find(inode: u64) -> io::Result<Option<File>> {
-    let listed = |folder: &str| std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let named = listed("/run/netns").map(|entry| entry.path());
-    let of_processes = listed("/proc").map(|entry| entry.path().join("ns/net"));
+    let listed = |folder: PathBuf| std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let named = listed("/run/netns".into()).map(|entry| entry.path());
+    // A namespace may also be held by nothing but an fd.
+    let of_process = |process: PathBuf| {
+        let held = listed(process.join("fd")).map(|fd| fd.path());
+        std::iter::once(process.join("ns/net")).chain(held.filter(move |fd| is_netns(fd, inode)))
+    };
+    let of_processes = listed("/proc".into()).flat_map(|entry| of_process(entry.path()));
     for path in named.chain(of_processes) {
         // Processes end meanwhile, and other things lie in /proc; neither is what is looked for.
         let Ok(file) = File::open(path) else { continue };
@@ -124,6 +129,11 @@ fn find(inode: u64) -> io::Result<Option<File>> {
         }
     }
     Ok(None)
+}
+
+/// Whether an fd is of this network namespace; looked at before it is opened, which has effects on other files.
+fn is_netns(fd: &Path, inode: u64) -> bool {
+    std::fs::read_link(fd).is_ok_and(|target| target.as_os_str() == format!("net:[{inode}]").as_str())
 }
 
 /// The inode number of the calling thread's network namespace, which is how the kernel tells them apart.
