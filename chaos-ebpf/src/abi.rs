@@ -113,7 +113,7 @@ pub struct Setup {
     pub any_local_port: u64,
     /// Which maps hold anything, a set of [`table`] bits.
     pub tables: u32,
-    /// The owner's tgid: what it does itself is never touched. 0 is nobody.
+    /// The owner's tgid, as the kernel numbers it: what it sends itself is never touched. 0 is nobody.
     pub owner_tgid: u32,
     /// Where `tgid` lies in the running kernel's `struct task_struct`, in bytes.
     pub tgid_offset: u32,

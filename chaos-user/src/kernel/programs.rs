@@ -46,7 +46,7 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Creates the maps, writes the rules and loads the programs that `hooks` names, attached to nothing.
+    /// Creates the maps and writes the rules. A program is loaded when it is first asked for.
     ///
     /// # Errors
     ///
