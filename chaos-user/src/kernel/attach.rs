@@ -2,13 +2,15 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use aya_obj::generated::{XDP_FLAGS_DRV_MODE, bpf_attach_type};
+use aya_obj::generated::{BPF_F_BEFORE, XDP_FLAGS_DRV_MODE, bpf_attach_type};
 use chaos_ebpf::abi::{Direction, program};
 
 use super::{
     Error, Result,
-    filter::{Filter, Trace},
+    change::{self, Change, Ledger},
+    filter,
     mechanism::{Fault, Mechanism, ways},
+    netlink::Netlink,
     programs::Programs,
     sys::{self, Target},
 };
@@ -33,12 +35,9 @@ pub struct Attachment {
 enum Hold {
     /// Closed by the kernel with its owner, however that ends. With its number.
     Link(OwnedFd, u32),
-    /// Stays when the owner is killed.
-    Filter(Filter),
+    /// On this interface, until it is removed.
+    Filter(u32),
 }
-
-/// Called with what a crash would leave behind, before it is made.
-pub type Note<'a> = dyn FnMut(Trace) -> std::result::Result<(), String> + 'a;
 
 impl Attachment {
     /// Attaches the program for one direction.
@@ -51,12 +50,12 @@ impl Attachment {
         device: &Device,
         fault: Fault,
         direction: Direction,
-        note: &mut Note<'_>,
+        ledger: &mut dyn Ledger,
     ) -> Result<Self> {
         let mut refusals: Vec<String> = Vec::new();
         let mut last = None;
         for way in ways(fault, direction) {
-            match hold(programs, device, direction, way.mechanism, note) {
+            match hold(programs, device, direction, way.mechanism, ledger) {
                 Ok((program, hold)) => {
                     let why = match &refusals[..] {
                         [] => "the first choice, and it works here".into(),
@@ -83,15 +82,6 @@ impl Attachment {
         }
     }
 
-    /// What a crash would leave behind, if anything.
-    #[must_use]
-    pub fn trace(&self) -> Option<&Trace> {
-        match &self.hold {
-            Hold::Link(..) => None,
-            Hold::Filter(filter) => Some(filter.trace()),
-        }
-    }
-
     /// Whether it is still there: it goes with its interface.
     ///
     /// # Errors
@@ -100,7 +90,10 @@ impl Attachment {
     pub fn alive(&self) -> Result<bool> {
         match &self.hold {
             Hold::Link(link, _) => Ok(sys::link_info(link.as_fd())?.ifindex != 0),
-            Hold::Filter(filter) => filter.trace().is_there(),
+            Hold::Filter(ifindex) => {
+                let found = filter::find(&mut Netlink::open()?, *ifindex, self.direction, self.program)?;
+                Ok(found.is_some())
+            }
         }
     }
 }
@@ -110,7 +103,7 @@ fn hold(
     device: &Device,
     direction: Direction,
     mechanism: Mechanism,
-    note: &mut Note<'_>,
+    ledger: &mut dyn Ledger,
 ) -> Result<(u32, Hold)> {
     match mechanism {
         // Without XDP_FLAGS_DRV_MODE the kernel would run the program after it has made a socket buffer, which
@@ -124,9 +117,11 @@ fn hold(
                 Direction::In => bpf_attach_type::BPF_TCX_INGRESS,
                 Direction::Out => bpf_attach_type::BPF_TCX_EGRESS,
             };
-            linked(sys::link(programs.tc(direction)?.as_fd(), interface(device), attach, 0)?)
+            // Before all that are there: one of those may end the chain (TC_ACT_OK), or redirect.
+            let program = programs.tc(direction)?.as_fd();
+            linked(sys::link(program, interface(device), attach, BPF_F_BEFORE)?)
         }
-        Mechanism::Clsact => filtered(programs, device, direction, note),
+        Mechanism::Clsact => filtered(programs, device, direction, ledger),
         _ => Err(Error::new("attach", mechanism.name(), std::io::ErrorKind::Unsupported.into())),
     }
 }
@@ -144,7 +139,7 @@ fn filtered(
     programs: &mut Programs,
     device: &Device,
     direction: Direction,
-    note: &mut Note<'_>,
+    ledger: &mut dyn Ledger,
 ) -> Result<(u32, Hold)> {
     let name = match direction {
         Direction::In => program::TC_IN,
@@ -152,9 +147,12 @@ fn filtered(
     };
     let program = programs.tc(direction)?.as_fd();
     let id = sys::program_info(program)?.id;
-    let trace = Trace::plan(device.ifindex, direction, id)?;
-    note(trace).map_err(|refused| Error::new("note", "the journal", std::io::Error::other(refused)))?;
-    Ok((id, Hold::Filter(Filter::add(trace, program, name)?)))
+    let ifindex = device.ifindex;
+    let _held = ledger.hold().map_err(change::unwritten)?;
+    change::clsact(ifindex, ledger)?;
+    ledger.note(Change::Filter { ifindex, direction, program: id }).map_err(change::unwritten)?;
+    filter::add(ifindex, direction, program, name)?;
+    Ok((id, Hold::Filter(ifindex)))
 }
 
 /// Why a mechanism was passed over, for people.

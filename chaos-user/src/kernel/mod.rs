@@ -2,9 +2,11 @@
 
 pub mod attach;
 pub mod btf;
+pub mod change;
 pub mod clock;
 pub mod counters;
 pub mod filter;
+mod gone;
 pub mod mechanism;
 pub mod netlink;
 pub mod object;

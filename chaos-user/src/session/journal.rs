@@ -16,8 +16,12 @@ use serde::{Deserialize, Serialize};
 
 use chaos_ebpf::abi::Direction;
 
-use super::Process;
-use crate::kernel::{counters::MapIds, filter::Trace, mechanism::Mechanism};
+use super::{Process, undo};
+use crate::kernel::{
+    change::{Change, Ledger, Unwritten},
+    counters::MapIds,
+    mechanism::Mechanism,
+};
 
 /// Where records lie.
 pub(super) const DIRECTORY: &str = "/run/faultline";
@@ -69,8 +73,8 @@ pub struct RuleRecord {
 pub enum Entry {
     /// Before anything is done: who, and what is going to be done.
     Begun(Begun),
-    /// Before something is made that does not go with its owner: how to remove it.
-    Undo(Trace),
+    /// Before something is changed that does not go back with its owner.
+    Change(Change),
     /// Everything is attached, disarmed.
     Prepared {
         /// The hooks.
@@ -111,7 +115,8 @@ pub(super) struct Journal {
     id: String,
     path: PathBuf,
     file: Flock<File>,
-    traces: Vec<Trace>,
+    netns: u64,
+    changes: Vec<Change>,
 }
 
 impl Journal {
@@ -127,6 +132,7 @@ impl Journal {
             Err(there) if there.kind() == io::ErrorKind::AlreadyExists => {}
             made => made.map_err(error("create", directory))?,
         }
+        let netns = begun.netns;
         let first = Entry::Begun(begun);
         loop {
             let id = new_id().map_err(error("read", Path::new("/dev/urandom")))?;
@@ -141,7 +147,7 @@ impl Journal {
             if nix::sys::stat::fstat(file.as_fd()).is_ok_and(|stat| stat.st_nlink == 0) {
                 continue;
             }
-            let mut journal = Self { id, path, file, traces: Vec::new() };
+            let mut journal = Self { id, path, file, netns, changes: Vec::new() };
             if let Err(unwritten) = journal.append(&first) {
                 journal.end()?;
                 return Err(unwritten);
@@ -169,19 +175,18 @@ impl Journal {
         self.file.sync_data().map_err(error("fsync", &self.path))
     }
 
-    /// Writes down how to remove something, before it is made.
+    /// What has been changed.
+    pub(super) fn changes(&self) -> &[Change] {
+        &self.changes
+    }
+
+    /// Takes the changes back.
     ///
     /// # Errors
     ///
-    /// As [`append`](Self::append).
-    pub(super) fn note(&mut self, trace: Trace) -> Result<()> {
-        self.traces.push(trace);
-        self.append(&Entry::Undo(trace))
-    }
-
-    /// What has been noted.
-    pub(super) fn traces(&self) -> &[Trace] {
-        &self.traces
+    /// [`Dirty`](super::Dirty) if one could not be.
+    pub(super) fn take_back(&self) -> std::result::Result<(), super::Dirty> {
+        undo::take_back(&self.id, self.netns, &self.changes)
     }
 
     /// Ends the record: nothing of what it speaks of is left.
@@ -191,6 +196,21 @@ impl Journal {
     /// If it cannot be removed.
     pub(super) fn end(self) -> Result<()> {
         remove(&self.path)
+    }
+}
+
+impl Ledger for Journal {
+    fn hold(&self) -> std::result::Result<Flock<File>, Unwritten> {
+        Ok(undo::hold()?)
+    }
+
+    fn is_others(&self, change: &Change) -> std::result::Result<bool, Unwritten> {
+        Ok(undo::of_others(&self.id, self.netns)?.contains(change))
+    }
+
+    fn note(&mut self, change: Change) -> std::result::Result<(), Unwritten> {
+        self.changes.push(change.clone());
+        Ok(self.append(&Entry::Change(change))?)
     }
 }
 

@@ -9,6 +9,7 @@ mod live;
 mod process;
 mod record;
 mod sweep;
+mod undo;
 mod verify;
 mod watch;
 
@@ -126,8 +127,9 @@ impl Prepared {
                 }
             }
             Err(error) => {
-                // Dropped filters are removed; the record of one that could not be is left for the next sweep.
-                if verify::gone(&[], journal.traces()).is_ok() {
+                // What could not be taken back is left, with the record of it, for the next sweep.
+                let clean = journal.take_back().and_then(|()| verify::gone(&[], journal.changes()));
+                if clean.is_ok() {
                     journal.end()?;
                 }
                 Err(error.into())
@@ -139,10 +141,9 @@ impl Prepared {
         let tables = Tables::new(&plan.rules);
         let environment = Environment { owner_tgid: probe::own_tgid(), ethernet: plan.device.ethernet };
         let mut programs = Programs::load(&tables, plan.seed, environment)?;
-        let mut note = |trace| journal.note(trace).map_err(|error| error.to_string());
         let mut attachments = Vec::new();
         for direction in [Direction::In, Direction::Out].into_iter().filter(|way| tables.acts(*way)) {
-            let attachment = Attachment::new(&mut programs, &plan.device, Fault::Loss, direction, &mut note)?;
+            let attachment = Attachment::new(&mut programs, &plan.device, Fault::Loss, direction, journal)?;
             attachments.push(attachment);
         }
         Ok((tables, programs, attachments))
@@ -179,7 +180,7 @@ impl Prepared {
     /// Whether links alone hold it, for which the owner need not be where the interface is.
     #[must_use]
     pub fn holds_itself(&self) -> bool {
-        self.attachments.iter().all(|attachment| attachment.trace().is_none())
+        self.journal.changes().is_empty()
     }
 
     /// Arms: from here on packets are hit.
@@ -214,11 +215,12 @@ impl Prepared {
     pub fn end(self) -> Result<Vec<RuleReport>, Dirty> {
         let Self { plan, tables: _, programs, attachments, journal } = self;
         let hooks: Vec<_> = attachments.iter().map(hook_record).collect();
-        let traces: Vec<_> = attachments.iter().filter_map(Attachment::trace).copied().collect();
         drop(attachments);
+        let taken_back = journal.take_back();
         let counters = programs.counters();
         drop(programs);
-        verify::gone(&hooks, &traces)?;
+        taken_back?;
+        verify::gone(&hooks, journal.changes())?;
         journal.end().map_err(Dirty::journal)?;
         Ok(report(&plan.rules, &counters.map_err(Dirty::unknown)?))
     }

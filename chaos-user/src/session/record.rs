@@ -12,7 +12,7 @@ use nix::{
 };
 
 use super::journal::{Begun, DIRECTORY, Entry, HookRecord, Result, error, remove};
-use crate::kernel::{counters::MapIds, filter::Trace};
+use crate::kernel::{change::Change, counters::MapIds};
 
 /// Somebody's record, as far as it was written.
 #[derive(Clone, Debug, PartialEq)]
@@ -90,14 +90,14 @@ impl Record {
         })
     }
 
-    /// What its owner made, or was about to, that does not go with it.
+    /// What its owner changed, or was about to, that does not go back with it.
     #[must_use]
-    pub fn traces(&self) -> Vec<Trace> {
-        let traces = self.entries.iter().filter_map(|entry| match entry {
-            Entry::Undo(trace) => Some(*trace),
+    pub fn changes(&self) -> Vec<Change> {
+        let changes = self.entries.iter().filter_map(|entry| match entry {
+            Entry::Change(change) => Some(change.clone()),
             _ => None,
         });
-        traces.collect()
+        changes.collect()
     }
 
     /// Until when it acts, if that was said.

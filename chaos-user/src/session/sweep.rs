@@ -7,8 +7,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 
-use super::{JournalError, Record, verify, verify::Dirty};
-use crate::{kernel::filter::Trace, target};
+use super::{JournalError, Record, undo, verify, verify::Dirty};
 
 /// How long an owner that was asked to end may take before it is killed; killing it ends the fault as well.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -86,15 +85,12 @@ pub fn sweep() -> Result<Swept, SweepError> {
 
 /// Undoes what does not go with its owner, looks whether anything is left, and forgets the record.
 fn clear(record: &Record) -> Result<(), SweepError> {
-    let traces = record.traces();
-    if let Some(begun) = record.begun().filter(|_| !traces.is_empty()) {
-        let remove = || traces.iter().try_for_each(Trace::remove);
-        // A namespace that is gone has taken its interfaces, and these their filters.
-        let removed = target::within_netns(begun.netns, remove).map_err(|error| Dirty::namespace(&error))?;
-        removed.unwrap_or(Ok(())).map_err(Dirty::unknown)?;
+    let changes = record.changes();
+    if let Some(begun) = record.begun() {
+        undo::take_back(&record.id, begun.netns, &changes)?;
     }
     let hooks = record.prepared().map_or(&[][..], |(hooks, _)| hooks);
-    verify::gone(hooks, &traces)?;
+    verify::gone(hooks, &changes)?;
     record.remove()?;
     Ok(())
 }

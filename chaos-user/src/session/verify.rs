@@ -8,7 +8,7 @@ use std::{
 use super::{JournalError, journal::HookRecord};
 use crate::kernel::{
     self,
-    filter::Trace,
+    change::Change,
     sys::{self, Kind},
 };
 
@@ -41,10 +41,10 @@ impl Dirty {
 
 /// Waits until no link and no program of these hooks is there any more. A filter goes with its program: while
 /// there is one, it holds the other.
-pub(super) fn gone(hooks: &[HookRecord], traces: &[Trace]) -> Result<(), Dirty> {
+pub(super) fn gone(hooks: &[HookRecord], changes: &[Change]) -> Result<(), Dirty> {
     let deadline = Instant::now() + GRACE;
     loop {
-        let left = left(hooks, traces).map_err(Dirty::unknown)?;
+        let left = left(hooks, changes).map_err(Dirty::unknown)?;
         let Some(first) = left.first() else { return Ok(()) };
         if Instant::now() >= deadline {
             let what = format!("after {GRACE:?} there are still {}", left.join(", "));
@@ -55,14 +55,14 @@ pub(super) fn gone(hooks: &[HookRecord], traces: &[Trace]) -> Result<(), Dirty> 
 }
 
 /// What is left, each as `bpftool` takes it.
-fn left(hooks: &[HookRecord], traces: &[Trace]) -> kernel::Result<Vec<String>> {
+fn left(hooks: &[HookRecord], changes: &[Change]) -> kernel::Result<Vec<String>> {
     let mut left = Vec::new();
     for link in hooks.iter().filter_map(|hook| hook.link_id) {
         if sys::open(Kind::Link, link)?.is_some() {
             left.push(format!("link show id {link}"));
         }
     }
-    let programs = hooks.iter().map(|hook| hook.program_id).chain(traces.iter().map(|trace| trace.program));
+    let programs = hooks.iter().map(|hook| hook.program_id).chain(changes.iter().filter_map(Change::program));
     for program in programs {
         if sys::open(Kind::Program, program)?.is_some() {
             left.push(format!("prog show id {program}"));

@@ -20,7 +20,7 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 fn received() -> Result {
-    let (first, second) = twice("in", |half, quarter| (0, half + quarter))?;
+    let (first, second) = twice("in", [50, 25], |lost| (0, lost))?;
     let hooks = [first.get("/hooks/0/hook")?, second.get("/hooks/0/hook")?];
     ensure!(hooks == ["xdp_native", "tcx"], "{hooks:?}");
     let why = second.get("/hooks/0/why")?.as_str().unwrap_or_default().to_owned();
@@ -29,13 +29,14 @@ fn received() -> Result {
 }
 
 fn sent() -> Result {
-    let (first, second) = twice("out", |half, quarter| (half + quarter, 0))?;
+    let (first, second) = twice("out", [25, 50], |lost| (lost, 0))?;
     ensure!(first.get("/hooks/0/hook")? == second.get("/hooks/0/hook")?, "{first:?} {second:?}");
     Ok(())
 }
 
-/// Each loses every second packet that comes to it: what the two were prepared with.
-fn twice(way: &str, lost: impl Fn(u64, u64) -> (u64, u64)) -> Result<(Event, Event)> {
+/// Each loses every second packet that comes to it, `counts` of 100: what the two were prepared with. A program
+/// that is attached later is run before those that were there, but XDP is before tc.
+fn twice(way: &str, counts: [u64; 2], lost: impl Fn(u64) -> (u64, u64)) -> Result<(Event, Event)> {
     let mut scene = Scene::set()?;
     // Every second packet is counted by CPU.
     let _pin = Pin::here()?;
@@ -43,11 +44,11 @@ fn twice(way: &str, lost: impl Fn(u64, u64) -> (u64, u64)) -> Result<(Event, Eve
     let (first, _) = scene.armed(&arguments)?;
     let (second, _) = scene.armed(&arguments)?;
     let prepared = [prepared(&first)?, prepared(&second)?];
-    scene.loses(lost(50, 25), "both armed")?;
+    scene.loses(lost(75), "both armed")?;
 
     let listed = ps()?;
     ensure!(listed.len() == 2, "{listed:?}");
-    for (event, fired) in prepared.iter().zip(COUNTS) {
+    for (event, fired) in prepared.iter().zip(counts) {
         let fault = listed.iter().find(|fault| fault["id"] == event.json["id"]);
         let counted = fault.map(|fault| (&fault["state"], &fault["rules"][0]["fired"]["packets"]));
         ensure!(
@@ -57,21 +58,16 @@ fn twice(way: &str, lost: impl Fn(u64, u64) -> (u64, u64)) -> Result<(Event, Eve
         );
     }
 
-    // The one that sees the packets last remains.
     let exit = first.interrupt()?;
-    fired(&exit, COUNTS[0])?;
-    scene.loses(lost(50, 0), "the first ended")?;
+    fired(&exit, counts[0])?;
+    scene.loses(lost(50), "the first ended")?;
     ensure!(ps()?.len() == 1, "{:?}", ps());
     let exit = second.interrupt()?;
-    fired(&exit, COUNTS[1] + 50)?;
+    fired(&exit, counts[1] + 50)?;
     scene.over("both ended")?;
     let [first, second] = prepared;
     Ok((first, second))
 }
-
-/// How many of 100 each of the two hits. A program that is attached later is run after those that were there,
-/// and XDP is before tc.
-const COUNTS: [u64; 2] = [50, 25];
 
 fn prepared(fault: &Faultline) -> Result<Event> {
     let found = fault.events().into_iter().find(|event| event.kind == "prepared");
