@@ -3,7 +3,10 @@
 mod child;
 mod need;
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use serde::Serialize;
 
@@ -15,6 +18,23 @@ pub(crate) use self::{
 };
 use crate::error::Result;
 
+static EMULATED: AtomicBool = AtomicBool::new(false);
+
+/// Says that this machine is emulated in software: all takes several times as long.
+pub fn set_emulated() {
+    EMULATED.store(true, Ordering::Relaxed);
+}
+
+/// Whether [`set_emulated`] was said.
+pub(crate) fn is_emulated() -> bool {
+    EMULATED.load(Ordering::Relaxed)
+}
+
+/// How often something is done that is done `usually` as often: two fifths of it under emulation.
+pub(crate) fn rounds(usually: u32) -> u32 {
+    if is_emulated() { usually * 2 / 5 } else { usually }
+}
+
 /// One integration test.
 #[derive(Clone, Copy, Debug)]
 pub struct Test {
@@ -24,7 +44,7 @@ pub struct Test {
     pub needs: &'static [Need],
     /// A test that takes longer is killed, with all it has started, and has failed.
     pub timeout: Duration,
-    /// Left out by `--skip-slow`.
+    /// Left out under emulation.
     pub slow: bool,
     /// The test itself.
     pub run: fn() -> Result,
@@ -49,7 +69,7 @@ impl Test {
         Self { timeout: Duration::from_secs(seconds), ..self }
     }
 
-    /// The same, but not for the impatient.
+    /// The same, but not under emulation, where it would take minutes.
     #[must_use]
     pub const fn slow(self) -> Self {
         Self { slow: true, ..self }

@@ -11,7 +11,7 @@ use std::{
 use clap::Parser;
 use faultline_tests::{
     faultline, find,
-    harness::{Outcome, Report, Runner, Test, run_one},
+    harness::{Outcome, Report, Runner, Test, run_one, set_emulated},
     tests,
 };
 
@@ -30,9 +30,9 @@ struct Cli {
     /// The faultline binary; the one beside this program if not given
     #[arg(long, value_name = "PATH")]
     faultline: Option<PathBuf>,
-    /// Leave out tests that take minutes
+    /// This machine is emulated in software: leave out tests that would take minutes, repeat less, wait longer
     #[arg(long)]
-    skip_slow: bool,
+    emulated: bool,
     /// Run this test here, in this process
     #[arg(long, value_name = "NAME", hide = true)]
     run_one: Option<String>,
@@ -42,6 +42,9 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     if let Some(path) = &cli.faultline {
         faultline::set_binary(path.clone());
+    }
+    if cli.emulated {
+        set_emulated();
     }
     match run(&cli) {
         Ok(code) => code,
@@ -71,6 +74,7 @@ fn run(cli: &Cli) -> io::Result<ExitCode> {
     if let Some(path) = &cli.faultline {
         runner.arguments = vec!["--faultline".into(), path.display().to_string()];
     }
+    runner.arguments.extend(cli.emulated.then(|| "--emulated".into()));
     let mut counts = [0; 3];
     for test in chosen {
         if cli.json {
@@ -105,7 +109,7 @@ fn announce(test: &Test) -> io::Result<()> {
 
 fn is_chosen(test: &Test, cli: &Cli) -> bool {
     let named = cli.filter.is_empty() || cli.filter.iter().any(|filter| test.name.contains(filter.as_str()));
-    named && !(cli.skip_slow && test.slow)
+    named && !(cli.emulated && test.slow)
 }
 
 fn list(tests: &[&Test]) -> io::Result<ExitCode> {

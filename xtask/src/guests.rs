@@ -1,6 +1,12 @@
 //! The tests, or a shell, in guests.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    num::NonZero,
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
@@ -80,35 +86,56 @@ impl Guests {
         Ok(Self { tier, kernels, missing, binaries: names.iter().map(|name| folder.join(name)).collect() })
     }
 
-    /// Runs the tests in every guest.
+    /// Whether every kernel wanted is there.
+    pub(crate) fn are_all(&self) -> bool {
+        self.missing.is_empty()
+    }
+
+    /// Runs the tests in every guest, in as many at a time as there are CPUs: a test keeps one of them busy.
     ///
     /// # Errors
     ///
     /// If QEMU cannot be run at all.
     pub(crate) fn test(&self, filter: &[String], matrix: &mut Matrix) -> Result<()> {
         let filter = filter.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
-        let command = format!("fl-tests --json --skip-slow {filter} >$FAULTLINE_RESULTS");
-        for kernel in &self.kernels {
-            println!("\nguest {} ({})", kernel.name, kernel.origin);
-            let run = self.plan(kernel, Some(&command));
-            let report = self.tier.run(&run, &mut |line| matrix.accept(&kernel.name, line))?;
-            let words = match &report.ending {
-                Ending::Exited(_) => None,
-                Ending::Unbooted(words) => Some(format!("did not boot: {words}")),
-                Ending::Panicked(words) => Some(format!("panicked: {words}")),
-                Ending::Vanished(words) => Some(format!("vanished: {words}")),
-                Ending::Hung(after) => Some(format!("hung; killed after {:.0} s", after.as_secs_f64())),
+        let command = format!("fl-tests --json --emulated {filter} >$FAULTLINE_RESULTS");
+        let at_once = thread::available_parallelism().map_or(1, NonZero::get);
+        let waiting = Mutex::new(self.kernels.iter());
+        let matrix = Mutex::new(matrix);
+        thread::scope(|scope| {
+            let work = || -> Result<()> {
+                while let Some(kernel) = next(&waiting) {
+                    self.test_in(kernel, &command, &matrix)?;
+                }
+                Ok(())
             };
-            let silent = report.results.tests.is_empty().then(|| "said nothing of any test".to_string());
-            let stray = report.results.stray.first().map(|line| format!("said what is no result: {line}"));
-            for words in [words, silent, stray].into_iter().flatten() {
-                matrix.broken(&kernel.name, words);
-            }
-            if !report.is_success() {
-                println!("the end of its console:\n{}", report.console_tail());
-            }
-            println!("guest {}: {:.1} s", kernel.name, report.took.as_secs_f64());
+            let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
+            workers
+                .into_iter()
+                .try_for_each(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        })
+    }
+
+    fn test_in(&self, kernel: &Kernel, command: &str, matrix: &Mutex<&mut Matrix>) -> Result<()> {
+        println!("guest {} ({}) boots", kernel.name, kernel.origin);
+        let run = self.plan(kernel, Some(command));
+        let report = self.tier.run(&run, &mut |line| locked(matrix).accept(&kernel.name, line))?;
+        let words = match &report.ending {
+            Ending::Exited(_) => None,
+            Ending::Unbooted(words) => Some(format!("did not boot: {words}")),
+            Ending::Panicked(words) => Some(format!("panicked: {words}")),
+            Ending::Vanished(words) => Some(format!("vanished: {words}")),
+            Ending::Hung(after) => Some(format!("hung; killed after {:.0} s", after.as_secs_f64())),
+        };
+        let silent = report.results.tests.is_empty().then(|| "said nothing of any test".to_string());
+        let stray = report.results.stray.first().map(|line| format!("said what is no result: {line}"));
+        for words in [words, silent, stray].into_iter().flatten() {
+            locked(matrix).broken(&kernel.name, words);
         }
+        if !report.is_success() {
+            println!("the end of the console of {}:\n{}", kernel.name, report.console_tail());
+        }
+        println!("guest {}: {:.1} s", kernel.name, report.took.as_secs_f64());
         Ok(())
     }
 
@@ -145,6 +172,16 @@ impl Guests {
         // Only root may show a guest the host's files; without them, tests with real programs are skipped.
         Run { kernel, command, binaries: &self.binaries, host_root: is_root(), deadline: DEADLINE }
     }
+}
+
+/// The next of those that wait.
+fn next<T>(waiting: &Mutex<impl Iterator<Item = T>>) -> Option<T> {
+    locked(waiting).next()
+}
+
+/// A panic elsewhere does not hide what is known.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A word as the guest's shell must be given it.

@@ -28,13 +28,13 @@ enum Command {
     Setup,
     /// Inject packet loss into real traffic and show the figures
     Demo,
-    /// Run all tests on this machine's kernel
+    /// Run all tests, on this machine's kernel and in guests
     Test {
         /// Only integration tests whose names contain one of these
         filter: Vec<String>,
-        /// In guests as well, where no test may be skipped by all kernels
+        /// On this machine's kernel only; a test may be skipped then that only guests can run
         #[arg(long)]
-        guests: bool,
+        no_guests: bool,
     },
     /// Run the integration tests in guests under QEMU, or a shell
     Vm(guests::Options),
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Setup => setup::run(),
         Command::Demo => demo::run(),
-        Command::Test { filter, guests } => test::run(&filter, guests),
+        Command::Test { filter, no_guests } => test::run(&filter, !no_guests),
         Command::Vm(options) => guests::run(&options),
         Command::Kernels => kernels::run(),
         Command::Bench => bench::run(),

@@ -27,7 +27,7 @@ impl Matrix {
             self.broken(kernel, format!("said what is no result: {line}"));
             return;
         };
-        show(&result);
+        show(kernel, &result);
         if !self.kernels.iter().any(|known| known == kernel) {
             self.kernels.push(kernel.into());
         }
@@ -131,14 +131,14 @@ fn word(result: &TestResult) -> &'static str {
     }
 }
 
-fn show(result: &TestResult) {
+fn show(kernel: &str, result: &TestResult) {
     let TestResult { test, outcome, reason, seconds, output } = result;
     match outcome {
         Outcome::Running => {}
-        Outcome::Pass => println!("ok   {test} ({seconds:.1} s)"),
-        Outcome::Skip => println!("skip {test}: {reason}"),
+        Outcome::Pass => println!("ok   {kernel} {test} ({seconds:.1} s)"),
+        Outcome::Skip => println!("skip {kernel} {test}: {reason}"),
         Outcome::Fail => {
-            println!("FAIL {test} ({seconds:.1} s): {reason}");
+            println!("FAIL {kernel} {test} ({seconds:.1} s): {reason}");
             for line in output.lines() {
                 println!("     | {line}");
             }

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{
     environment::nobodys_binary,
-    scene::{AT_ONCE, own_run},
+    scene::{at_once, own_run},
 };
 use crate::{
     ensure,
@@ -39,7 +39,7 @@ fn leaves_nothing() -> Result {
     }
     let text = Faultline::run(&["doctor"])?;
     ensure!(text.code == Some(0) && text.stdout.contains("Ready: packet loss works"), "{text:?}");
-    before.wait_until_equal(&namespaces, AT_ONCE)
+    before.wait_until_equal(&namespaces, at_once())
 }
 
 fn of_nobody() -> Result {
@@ -52,5 +52,5 @@ fn of_nobody() -> Result {
     ensure!(report["ready"] == false && report["unprivileged"].is_string(), "{report}");
     let text = Faultline::run_binary(&binary, &["doctor"], as_nobody)?;
     ensure!(text.code == Some(3) && text.stdout.contains("Not ready: needs root."), "{text:?}");
-    before.wait_until_equal(&[], AT_ONCE)
+    before.wait_until_equal(&[], at_once())
 }

@@ -18,13 +18,13 @@ use nix::{
 
 use super::{
     killed::fraction,
-    scene::{AT_ONCE, PATIENCE, Scene, records, start_text},
+    scene::{PATIENCE, Scene, at_once, records, start_text},
 };
 use crate::{
     ensure,
     error::{Context, Result},
     faultline::Faultline,
-    harness::{Need, Test},
+    harness::{Need, Test, rounds},
     traffic::monotonic_ns,
 };
 
@@ -48,7 +48,7 @@ fn every_signal() -> Result {
         let hit = |side| if [side, "both"].contains(&way) { 100 } else { 0 };
         scene.loses((hit("out"), hit("in")), &format!("armed, {way}"))?;
         fault.kill(signal)?;
-        let exit = fault.wait(AT_ONCE)?;
+        let exit = fault.wait(at_once())?;
         ensure!(exit.code == Some(130) && exit.stderr.is_empty(), "{signal}: {exit:?}");
         let summary = exit.event("summary")?;
         let told = (summary.get("/verdict")?, summary.get("/reason")?);
@@ -92,7 +92,7 @@ fn signal_during_start() -> Result {
     let length = Duration::from_nanos(armed.read_at - start);
     fault.interrupt()?;
     let mut random = 4;
-    for _ in 0..8 {
+    for _ in 0..rounds(8) {
         let fault = scene.start(&["100%", "--direction", "both", "--proto", "udp"])?;
         let moment = length.mul_f64(fraction(&mut random));
         std::thread::sleep(moment);
@@ -123,7 +123,7 @@ fn nobody_reads() -> Result {
         scene.loses((100, 100), "armed")?;
         drop(stdout);
         let took = aborted(&mut fault)?;
-        ensure!(took < AT_ONCE, "json {json}: it ended {took:?} after its reader");
+        ensure!(took < at_once(), "json {json}: it ended {took:?} after its reader");
         scene.over("afterwards")?;
     }
     Ok(())

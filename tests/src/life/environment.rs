@@ -9,7 +9,7 @@ use std::{
 
 use nix::mount::{MsFlags, mount, umount};
 
-use super::scene::{AT_ONCE, NONE, RECORDS, Scene, own_run, records};
+use super::scene::{NONE, RECORDS, Scene, at_once, own_run, records};
 use crate::{
     ensure,
     error::{Context, Result},
@@ -64,7 +64,7 @@ fn not_root() -> Result {
     let exit = Faultline::run_binary(&binary, &["net", "loss", "x", "--dev", "lo"], as_nobody)?;
     one_sentence(&exit, 2, &["PERCENT", "30%"])?;
     fs::remove_file(&binary).context("rm")?;
-    before.wait_until_equal(&[], AT_ONCE)
+    before.wait_until_equal(&[], at_once())
 }
 
 /// Missing, or there and empty.
@@ -82,7 +82,7 @@ fn no_btf() -> Result {
     ensure!(records()?.is_empty(), "left {:?}", records());
     umount("/sys/kernel/btf").context("umount")?;
     fs::remove_dir_all("/run/btf").context("rm")?;
-    before.wait_until_equal(&[], AT_ONCE)
+    before.wait_until_equal(&[], at_once())
 }
 
 fn bind(from: &str, to: &str) -> Result {
@@ -160,7 +160,7 @@ fn missing_run() -> Result {
     ensure!(!root.join("run").exists(), "it made a /run");
     nix::mount::umount2("/run", nix::mount::MntFlags::MNT_DETACH).context("umount")?;
     own_run()?;
-    before.wait_until_equal(&[], AT_ONCE)
+    before.wait_until_equal(&[], at_once())
 }
 
 fn chroot(command: &mut Command, root: &'static Path) {

@@ -4,7 +4,7 @@ use std::process;
 
 use super::{
     environment::one_sentence,
-    scene::{AT_ONCE, Scene, own_run, records},
+    scene::{Scene, at_once, own_run, records},
 };
 use crate::{
     ensure,
@@ -102,7 +102,7 @@ fn refused() -> Result {
     for (line, code, says) in OTHERS {
         check(line, *code, says)?;
     }
-    before.wait_until_equal(&[], AT_ONCE)
+    before.wait_until_equal(&[], at_once())
 }
 
 fn check(line: &str, code: i32, says: &[&str]) -> Result {
@@ -164,5 +164,5 @@ fn more_rules() -> Result {
         one_sentence(&exit, 2, &["--and", rules, "at most 64"])?;
         ensure!(records()?.is_empty(), "left {:?}", records());
     }
-    before.wait_until_equal(&[], AT_ONCE)
+    before.wait_until_equal(&[], at_once())
 }

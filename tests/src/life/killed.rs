@@ -12,13 +12,14 @@ use crate::{
     ensure,
     error::{Context, Failure, Result},
     faultline::Faultline,
-    harness::{Need, Test},
+    harness::{Need, Test, rounds},
     traffic::monotonic_ns,
 };
 
 pub(super) const TESTS: &[Test] =
     &[Test::new("life::killed_at_any_moment", at_any_moment).needs(&[Need::Root, Need::Btf]).timeout(300)];
 
+/// How often it is killed; 20 times under emulation.
 const MOMENTS: u32 = 50;
 const SEED: u64 = 2;
 const LEASE_AND_A_HALF: Duration = Duration::from_millis(3500);
@@ -28,32 +29,33 @@ const WAYS: [&str; 3] = ["in", "out", "both"];
 /// armed; its time over.
 const PHASES: [&str; 5] = ["starting", "attaching", "attached", "armed", "ending"];
 
+/// Half of them somewhere before they are armed, the others after.
 fn at_any_moment() -> Result {
     let mut scene = Scene::set()?;
-    let mut lengths = [Duration::ZERO; 3];
-    let mut by_links = true;
-    for (length, way) in lengths.iter_mut().zip(WAYS) {
-        let run = normal(&scene, way)?;
-        *length = run.0;
-        by_links &= run.1;
-    }
-    let mut random = SEED;
+    let mut runs = WAYS.iter().map(|way| Run::measure(&scene, way)).collect::<Result<Vec<_>>>()?;
+    let (mut random, wanted) = (SEED, rounds(MOMENTS));
     let (mut killed, mut phases) = (0, [0; PHASES.len()]);
-    for round in 0..4 * MOMENTS as usize {
-        if killed == MOMENTS {
+    for round in 0..4 * wanted {
+        if killed == wanted {
             break;
         }
-        let (way, length) = (WAYS[round % WAYS.len()], &mut lengths[round % WAYS.len()]);
+        let run = &mut runs[round as usize % WAYS.len()];
+        let is_armed = round / WAYS.len() as u32 % 2 == 1;
+        let length = if is_armed { &mut run.after } else { &mut run.before };
         let moment = length.mul_f64(fraction(&mut random));
-        let when = format!("killed {moment:?} after its start, --direction {way}");
-        let Some(phase) = kill_after(&scene, way, moment)? else {
+        let when = format!(
+            "killed {moment:?} after {}, --direction {}",
+            ["its start", "it was armed"][usize::from(is_armed)],
+            run.way
+        );
+        let Some(phase) = kill_after(&scene, run.way, is_armed, moment)? else {
             // It had ended already: the length was measured while the machine was busier.
             *length = (*length).min(moment);
             continue;
         };
         killed += 1;
         phases[phase] += 1;
-        if by_links {
+        if run.by_links {
             scene.harmless(&when)?;
         } else {
             // Below 6.6 a filter stays, and what it does ends with the lease.
@@ -64,8 +66,8 @@ fn at_any_moment() -> Result {
         ensure!(records()?.is_empty(), "{when}: {:?} after sweep", records());
         scene.over(&format!("{when}, swept"))?;
     }
-    println!("runs take {lengths:?}, --direction {WAYS:?}; killed while {PHASES:?}: {phases:?}");
-    ensure!(killed == MOMENTS, "{killed} of {MOMENTS} were killed, the others had ended before");
+    println!("{runs:?}; killed while {PHASES:?}: {phases:?}");
+    ensure!(killed == wanted, "{killed} of {wanted} were killed, the others had ended before");
     let [starting, attaching, attached, armed, ending] = phases;
     ensure!(starting + attaching > 0 && attached + armed + ending > 0, "{PHASES:?}: {phases:?}");
     Ok(())
@@ -75,21 +77,40 @@ fn arguments(way: &str) -> [&str; 7] {
     ["100%", "--proto", "udp", "--for", "100ms", "--direction", way]
 }
 
-/// How long a run takes from its start to its end, and whether links alone hold it.
-fn normal(scene: &Scene, way: &str) -> Result<(Duration, bool)> {
-    let start = Instant::now();
-    let exit = scene.start(&arguments(way))?.wait(PATIENCE)?;
-    let length = start.elapsed();
-    ensure!(exit.code == Some(5), "a run without traffic: {exit:?}");
-    let hooks = exit.event("prepared")?.get("/hooks")?.as_array().context("no hooks")?;
-    Ok((length, hooks.iter().all(|hook| hook["link_id"].is_number())))
+/// How a run goes that nobody kills.
+#[derive(Debug)]
+struct Run {
+    way: &'static str,
+    /// From its start until it is armed.
+    before: Duration,
+    /// From there to its end.
+    after: Duration,
+    /// Whether links alone hold it.
+    by_links: bool,
+}
+
+impl Run {
+    fn measure(scene: &Scene, way: &'static str) -> Result<Self> {
+        let start = Instant::now();
+        let fault = scene.start(&arguments(way))?;
+        fault.wait_event("armed", PATIENCE)?;
+        let before = start.elapsed();
+        let exit = fault.wait(PATIENCE)?;
+        let after = start.elapsed() - before;
+        ensure!(exit.code == Some(5), "a run without traffic: {exit:?}");
+        let hooks = exit.event("prepared")?.get("/hooks")?.as_array().context("no hooks")?;
+        let by_links = hooks.iter().all(|hook| hook["link_id"].is_number());
+        Ok(Self { way, before, after, by_links })
+    }
 }
 
 /// In which phase it was killed; nothing if it had ended before.
-fn kill_after(scene: &Scene, way: &str, moment: Duration) -> Result<Option<usize>> {
-    let start = Instant::now();
+fn kill_after(scene: &Scene, way: &str, is_armed: bool, moment: Duration) -> Result<Option<usize>> {
     let fault = scene.start(&arguments(way))?;
-    thread::sleep(moment.saturating_sub(start.elapsed()));
+    if is_armed {
+        fault.wait_event("armed", PATIENCE)?;
+    }
+    thread::sleep(moment);
     let kill = monotonic_ns();
     let _ = fault.kill(Signal::SIGKILL);
     let exit = fault.wait(PATIENCE)?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::scene::{AT_ONCE, PATIENCE, Scene, id, ps};
+use super::scene::{PATIENCE, Scene, at_once, id, ps};
 use crate::{
     ensure,
     error::{Context, Result},
@@ -39,7 +39,7 @@ fn stopped() -> Result {
     expect_state(&armed, "lapsed")?;
 
     fault.kill(Signal::SIGCONT)?;
-    let exit = fault.wait(AT_ONCE)?;
+    let exit = fault.wait(at_once())?;
     ensure!(exit.code == Some(4), "{exit:?}");
     let summary = exit.event("summary")?;
     ensure!(summary.get("/verdict")? == "aborted", "{summary:?}");
@@ -79,7 +79,7 @@ fn two_seconds(scene: &Scene, way: &str) -> Result<(Faultline, u64)> {
 }
 
 fn ends_well(fault: &Faultline) -> Result {
-    let exit = fault.wait(AT_ONCE)?;
+    let exit = fault.wait(at_once())?;
     ensure!(exit.code == Some(0), "{exit:?}");
     let summary = exit.event("summary")?;
     ensure!(summary.get("/verdict")? == "observed", "{summary:?}");

@@ -5,7 +5,7 @@ use std::time::Instant;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::scene::{AT_ONCE, PATIENCE, Scene, id, ps};
+use super::scene::{PATIENCE, Scene, at_once, id, ps};
 use crate::{
     ensure,
     error::{Context, Result},
@@ -28,8 +28,9 @@ const OUT: [&str; 3] = ["100%", "--proto", "udp"];
 fn lists() -> Result {
     let mut scene = Scene::set()?;
     ensure!(ps()?.is_empty(), "{:?}", ps());
-    let (first, armed) = scene.armed(&OUT)?;
     let (second, _) = scene.armed(&["1%", "--direction", "both", "--proto", "udp", "--for", "30s"])?;
+    // Armed later, it sees the packets first.
+    let (first, armed) = scene.armed(&OUT)?;
     let before = fired(&ps()?, id(&armed)?)?;
     scene.lost()?;
     let faults = ps()?;
@@ -87,7 +88,7 @@ fn by_id() -> Result {
     stops(&scene, &["stop", two, three], &[two, three], 0)?;
     scene.over("all are stopped")?;
     for (fault, _) in &faults {
-        let exit = fault.wait(AT_ONCE)?;
+        let exit = fault.wait(at_once())?;
         ensure!(exit.code == Some(130), "{exit:?}");
         ensure!(exit.event("summary")?.get("/reason")? == "SIGTERM", "{exit:?}");
     }
@@ -125,7 +126,7 @@ fn all() -> Result {
     stops(&scene, &["stop", "--all"], &[id(&armed)?, id(&other)?], 0)?;
     scene.over("all are stopped")?;
     for fault in [first, second] {
-        let exit = fault.wait(AT_ONCE)?;
+        let exit = fault.wait(at_once())?;
         ensure!(exit.code == Some(130), "{exit:?}");
     }
     Ok(())
@@ -138,9 +139,9 @@ fn stopped_owner() -> Result {
     fault.kill(Signal::SIGSTOP)?;
     let start = Instant::now();
     stops(&scene, &["stop", id(&armed)?], &[id(&armed)?], 0)?;
-    ensure!(start.elapsed() < AT_ONCE * 2, "it took {:?}", start.elapsed());
+    ensure!(start.elapsed() < at_once() * 2, "it took {:?}", start.elapsed());
     scene.over("afterwards")?;
-    let exit = fault.wait(AT_ONCE)?;
+    let exit = fault.wait(at_once())?;
     ensure!(exit.code == Some(130), "{exit:?}");
     Ok(())
 }
@@ -157,7 +158,7 @@ fn starting_owner() -> Result {
         }
         let exit = Faultline::run(&["stop", "--all"])?;
         ensure!(exit.code == Some(0) && exit.stdout.starts_with("stopped "), "{exit:?}");
-        let ended = fault.wait(AT_ONCE)?;
+        let ended = fault.wait(at_once())?;
         ensure!(ended.code == Some(130), "{ended:?}");
         scene.over("afterwards")?;
     }

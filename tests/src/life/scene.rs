@@ -18,7 +18,7 @@ use crate::{
     ensure,
     error::{Context, Result},
     faultline::{Event, Faultline, binary},
-    harness::die_with_parent,
+    harness::{die_with_parent, is_emulated},
     inventory::Inventory,
     lab::{Family, Lab, NEAR_DEVICE, Netns, Options},
     traffic::{Echo, Udp},
@@ -26,8 +26,12 @@ use crate::{
 
 /// Longer than anything here takes on a busy machine.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Within this time nothing is left that could act.
-pub(super) const AT_ONCE: Duration = Duration::from_secs(1);
+pub(super) fn at_once() -> Duration {
+    Duration::from_secs(if is_emulated() { 3 } else { 1 })
+}
+
 /// Where owners write.
 pub(super) const RECORDS: &str = "/run/faultline";
 /// How many packets a flow sends when it is looked at.
@@ -60,7 +64,7 @@ pub(super) fn own_run() -> Result {
         .context("mount on /run")?;
     // The first run makes it, and it stays.
     fs::create_dir(RECORDS).context(RECORDS)?;
-    let deadline = Instant::now() + AT_ONCE;
+    let deadline = Instant::now() + at_once();
     // The kernel frees a little later what nobody holds: that of the test before this one, say.
     while is_any_loaded()? && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(5));
@@ -176,13 +180,13 @@ impl Scene {
 
     /// Everything is as it was, records included, and packets flow.
     pub(super) fn over(&mut self, when: &str) -> Result {
-        self.before.wait_until_equal(&self.namespaces(), AT_ONCE).context(when)?;
+        self.before.wait_until_equal(&self.namespaces(), at_once()).context(when)?;
         self.whole(when)
     }
 
     /// Nothing is left that could act, and packets flow.
     pub(super) fn harmless(&mut self, when: &str) -> Result {
-        self.before.wait_until_harmless(&self.namespaces(), AT_ONCE).context(when)?;
+        self.before.wait_until_harmless(&self.namespaces(), at_once()).context(when)?;
         self.whole(when)
     }
 

@@ -12,7 +12,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use super::scene::{AT_ONCE, RECORDS, Scene, id, ps, records};
+use super::scene::{RECORDS, Scene, at_once, id, ps, records};
 use crate::{
     ensure,
     error::{Context, Result},
@@ -34,7 +34,7 @@ const OUT: [&str; 3] = ["100%", "--proto", "udp"];
 fn dead(scene: &Scene) -> Result<String> {
     let (fault, armed) = scene.armed(&OUT)?;
     fault.kill(Signal::SIGKILL)?;
-    let exit = fault.wait(AT_ONCE)?;
+    let exit = fault.wait(at_once())?;
     ensure!(exit.code.is_none(), "{exit:?}");
     let name = format!("{}.json", id(&armed)?);
     ensure!(records()?.contains(&name), "no {name} in {:?}", records());

@@ -4,13 +4,13 @@ use std::{thread, time::Instant};
 
 use super::{
     killed::fraction,
-    scene::{AT_ONCE, PATIENCE, Scene, own_run, records},
+    scene::{PATIENCE, Scene, at_once, own_run, records},
 };
 use crate::{
     ensure,
     error::{Context, Result},
     faultline::{Exit, Faultline},
-    harness::{Need, Test},
+    harness::{Need, Test, rounds},
     inventory::Inventory,
     lab::{FAR_DEVICE, Family, Lab, NEAR_DEVICE, Options},
     traffic::Udp,
@@ -36,9 +36,9 @@ fn interface() -> Result {
         let gone = Instant::now();
         let exit = fault.wait(PATIENCE)?;
         let took = gone.elapsed();
-        ensure!(took < AT_ONCE, "{way}: it ended {took:?} after its interface");
+        ensure!(took < at_once(), "{way}: it ended {took:?} after its interface");
         aborted(&exit, way)?;
-        nothing.wait_until_equal(&[], AT_ONCE).context(way)?;
+        nothing.wait_until_equal(&[], at_once()).context(way)?;
         let record = aside.burst(100, PATIENCE)?;
         ensure!(record.received[0].lost() == 0, "the bystander lost {}", record.received[0].lost());
     }
@@ -59,7 +59,7 @@ fn interface_during_start() -> Result {
     own_run()?;
     let nothing = Inventory::take(&[])?;
     let (mut random, mut length) = (6, None);
-    for _ in 0..9 {
+    for _ in 0..rounds(9) {
         let lab = Lab::with(Options::default())?;
         let start = Instant::now();
         let arguments = ["net", "loss", "100%", "--dev", NEAR_DEVICE, "--direction", "both"];
@@ -86,7 +86,7 @@ fn interface_during_start() -> Result {
             aborted(&exit, &when)?;
         }
         println!("{when}: exit {:?}", exit.code);
-        nothing.wait_until_equal(&[], AT_ONCE).context(when)?;
+        nothing.wait_until_equal(&[], at_once()).context(when)?;
     }
     Ok(())
 }
@@ -104,5 +104,5 @@ fn namespace() -> Result {
     let exit = fault.wait(PATIENCE)?;
     println!("it ended {:?} after the namespace", gone.elapsed());
     aborted(&exit, "namespace")?;
-    nothing.wait_until_equal(&[], AT_ONCE)
+    nothing.wait_until_equal(&[], at_once())
 }

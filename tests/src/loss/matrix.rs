@@ -8,12 +8,14 @@ use crate::{
     ensure,
     error::Result,
     faultline::RuleCounters,
+    harness::rounds,
     lab::{Family, Lab},
     stats::acceptance,
     traffic::{Echo, Requests, Udp, Wire, requests::Until},
 };
 
 const ASKED: f64 = 0.3;
+/// Fewer under emulation, as everything that is counted here.
 const DATAGRAMS: u32 = 10_000;
 const ECHOES: u32 = 4_000;
 const CONNECTIONS: usize = 48;
@@ -105,11 +107,11 @@ impl Flows {
 
     fn calm(&mut self, when: &str) -> Result {
         let when = format!("{when}, {}", self.family);
-        all_arrive(&when, &mut self.udp, 1000)?;
-        let record = self.echo.burst(500, PATIENCE)?;
+        all_arrive(&when, &mut self.udp, rounds(1000))?;
+        let record = self.echo.burst(rounds(500), PATIENCE)?;
         whole(&when, &record.requests)?;
         whole(&when, &record.replies)?;
-        let exchange = self.tcp.run(Until::Segments(1000, PATIENCE))?;
+        let exchange = self.tcp.run(Until::Segments(rounds(1000).into(), PATIENCE))?;
         let lost = (exchange.forward.lost(), exchange.backward.lost());
         ensure!(lost == (0, 0), "{when}: {exchange:?}");
         self.spared(&when)
@@ -117,9 +119,9 @@ impl Flows {
 
     /// What nothing may happen to at any time.
     fn spared(&mut self, when: &str) -> Result {
-        all_arrive(&format!("{when}: UDP the other way"), &mut self.back, 1000)?;
-        all_arrive(&format!("{when}: UDP on another wire"), &mut self.aside, 1000)?;
-        let exchange = self.bystander.run(Until::Segments(1000, PATIENCE))?;
+        all_arrive(&format!("{when}: UDP the other way"), &mut self.back, rounds(1000))?;
+        all_arrive(&format!("{when}: UDP on another wire"), &mut self.aside, rounds(1000))?;
+        let exchange = self.bystander.run(Until::Segments(rounds(1000).into(), PATIENCE))?;
         let lost = (exchange.forward.lost(), exchange.backward.lost());
         ensure!(lost == (0, 0), "{when}: TCP to another port: {exchange:?}");
         Ok(())
@@ -127,9 +129,9 @@ impl Flows {
 
     fn storm(&mut self) -> Result<Measured> {
         let when = format!("during, {}", self.family);
-        let record = self.udp.burst(DATAGRAMS, PATIENCE)?;
+        let record = self.udp.burst(rounds(DATAGRAMS), PATIENCE)?;
         let udp = Wire { sent: record.sent, received: record.received[0].count() };
-        let record = self.echo.burst(ECHOES, PATIENCE)?;
+        let record = self.echo.burst(rounds(ECHOES), PATIENCE)?;
         let echo = Wire { sent: record.sent, received: record.requests.count() };
         ensure!(record.replies.lost() == record.requests.lost(), "{when}: replies were lost as well");
         let exchange = self.tcp.run(Until::Elapsed(Duration::from_millis(1500)))?;

@@ -1,8 +1,12 @@
 //! One guest: QEMU started, watched and, when its time is up, killed.
 //!
-//! Emulated throughout (`/dev/kvm` of the development machines crashes ordinary guests). The first serial port is the
-//! console, the second one carries the tests' results, where no kernel message can tear a line apart. A panicking
-//! kernel reboots and QEMU ends instead, so every way a guest can end is seen at once, a hang excepted.
+//! Emulated throughout (`/dev/kvm` of the development machines crashes ordinary guests), both virtual CPUs by one
+//! thread: with one each, QEMU may run an instruction that the other CPU has just replaced, which is how a kernel
+//! turns its tracepoints on, and the kernel panics. It also leaves the other host CPU to another guest.
+//!
+//! The first serial port is the console, the second one carries the tests' results, where no kernel message can tear
+//! a line apart. A panicking kernel reboots and QEMU ends instead, so every way a guest can end is seen at once, a
+//! hang excepted.
 
 use std::fs;
 use std::path::Path;
@@ -150,7 +154,7 @@ fn qemu(run: &Run<'_>, dir: &Workdir) -> Result<Command> {
     let mut qemu = Command::new(program);
     qemu.current_dir(dir.path());
     qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-    qemu.args(["-M", "pc", "-accel", "tcg,thread=multi", "-cpu", "max"]);
+    qemu.args(["-M", "pc", "-accel", "tcg,thread=single", "-cpu", "max"]);
     qemu.args(["-smp", &CPUS.to_string(), "-m", &format!("{memory}M")]);
     qemu.arg("-kernel").arg(image).args(["-initrd", INITRD]);
     let parameters = initramfs::builtin_parameters();
