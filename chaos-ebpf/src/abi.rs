@@ -1,6 +1,6 @@
 //! The types both halves share, and the names of the programs and maps that carry them.
 //!
-//! All times are in ticks of the kernel's `jiffies_64`. Addresses are in network byte order, as they lie in the
+//! Times are in ticks of the kernel's `jiffies_64` unless they say otherwise. Addresses are in network byte order, as they lie in the
 //! packet; ports are in host order. A set of rules is a `u64`, bit *n* standing for rule *n*.
 
 /// How many rules one owner can have: the bits of a rule set.
@@ -14,6 +14,12 @@ pub mod program {
     pub const TC_IN: &str = "fl_tc_in";
     /// tc, egress.
     pub const TC_OUT: &str = "fl_tc_out";
+    /// tc, egress of the near end of a link: the packet waits.
+    pub const QUEUE: &str = "fl_queue";
+    /// tc, ingress of the far end of a link, by [`Direction`](super::Direction): back to the near end.
+    pub const BOUNCE: [&str; 2] = ["fl_bounce_in", "fl_bounce_out"];
+    /// tc, ingress of the near end of a link, likewise: back to the interface.
+    pub const BACK: [&str; 2] = ["fl_back_in", "fl_back_out"];
     /// What every name of ours begins with, in the kernel's listings.
     pub const PREFIX: &str = "fl_";
 }
@@ -30,6 +36,12 @@ pub mod map {
     pub const HOOKS: &str = "FL_HOOKS";
     /// How many packets a rule with a [`Window`](super::Window) has matched, over all CPUs.
     pub const SEQUENCE: &str = "FL_SEQUENCE";
+    /// [`Wire`](super::Wire) by rule number, over all CPUs.
+    pub const WIRES: &str = "FL_WIRES";
+    /// How late packets come back from their detour, in nanoseconds, by [`Direction`](super::Direction).
+    pub const LATENESS: &str = "FL_LATENESS";
+    /// The distributions of delays, one after the other: deviations in 1/8192 of the jitter.
+    pub const DEVIATIONS: &str = "FL_DEVIATIONS";
     /// IP protocol number to rule set.
     pub const PROTOCOL: &str = "FL_PROTOCOL";
     /// Remote port to rule set; 65,536 entries when used.
@@ -119,6 +131,44 @@ pub struct Setup {
     pub tgid_offset: u32,
     /// 1 where frames begin with an Ethernet header, 0 where they begin with IP.
     pub ethernet: u32,
+    /// What any rule does, a set of [`effect`] bits.
+    pub effects: u32,
+    /// The interface.
+    pub ifindex: u32,
+    /// The near ends of the links in which packets wait, by [`Direction`]; 0 without.
+    pub links: [u32; DIRECTIONS],
+    /// The far ends, likewise, in the network namespace that holds them.
+    pub far_links: [u32; DIRECTIONS],
+    /// Of two owners on one interface the later has the greater number, and its programs are asked first.
+    pub generation: u64,
+}
+
+/// Bits of [`Rule::effects`].
+pub mod effect {
+    /// Loss with the chance [`Rule::loss`](super::Rule::loss).
+    pub const LOSS: u32 = 1 << 0;
+    /// Loss in bursts, [`Rule::bursts`](super::Rule::bursts).
+    pub const BURSTS: u32 = 1 << 1;
+    /// [`Rule::loss`](super::Rule::loss) is the chance of a flow, all of whose packets share one fate.
+    pub const PER_FLOW: u32 = 1 << 2;
+    /// The packet comes twice.
+    pub const DUPLICATE: u32 = 1 << 3;
+    /// Bits of the packet are flipped.
+    pub const CORRUPT: u32 = 1 << 4;
+    /// Its checksum is put right afterwards.
+    pub const FIX_CHECKSUM: u32 = 1 << 5;
+    /// Some packets are not delayed, and overtake the others.
+    pub const REORDER: u32 = 1 << 6;
+    /// The packet comes later.
+    pub const DELAY: u32 = 1 << 7;
+    /// No packet overtakes another, by having less of a jitter, say.
+    pub const KEEP_ORDER: u32 = 1 << 8;
+    /// Packets take their time on a wire that is shared by all of the rule.
+    pub const RATE: u32 = 1 << 9;
+    /// What loses packets.
+    pub const ANY_LOSS: u32 = LOSS | BURSTS | PER_FLOW;
+    /// What makes packets wait, for which a link is needed.
+    pub const WAITING: u32 = DELAY | RATE;
 }
 
 /// Bits of [`Setup::tables`].
@@ -159,7 +209,65 @@ impl Window {
     pub const ALL: Self = Self { skip: 0, first: u64::MAX, every: 1 };
 }
 
-/// What a rule does and until when.
+/// A chance, and how much one packet's fate is that of the one before.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Chance {
+    /// See [`decide::fires`](crate::decide::fires).
+    pub threshold: u32,
+    /// The chance, likewise, to meet the fate of the packet before instead of one of its own.
+    pub correlation: u32,
+}
+
+/// The Gilbert-Elliott model: two states, each with a chance of loss; all thresholds.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bursts {
+    /// p: from the good state to the bad one.
+    pub to_bad: u32,
+    /// r: from the bad state to the good one.
+    pub to_good: u32,
+    /// 1-h: loss in the bad state.
+    pub bad_loss: u32,
+    /// 1-k: loss in the good state.
+    pub good_loss: u32,
+}
+
+/// How long packets wait.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Delay {
+    /// Without jitter, in nanoseconds; below 2^36.
+    pub time: u64,
+    /// What a deviation of 8192 stands for, in nanoseconds; below 2^36.
+    pub jitter: u64,
+    /// Chance to have the deviation of the packet before.
+    pub correlation: u32,
+    /// Where the distribution begins in [`map::DEVIATIONS`].
+    pub table: u32,
+    /// How many entries it has; 0 for the uniform distribution, which has no table.
+    pub entries: u32,
+    /// Not used.
+    pub pad: u32,
+}
+
+/// How fast a wire is.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rate {
+    /// Nanoseconds a byte takes, times 2^20.
+    pub byte_time: u64,
+    /// How long a wire that was idle may be ahead of its rate, in nanoseconds.
+    pub burst: u64,
+    /// How much may wait before it, in nanoseconds; what comes then is lost.
+    pub limit: u64,
+    /// Bytes that every packet takes in addition; negative for headers that are not on the wire.
+    pub overhead: i32,
+    /// Not used.
+    pub pad: u32,
+}
+
+/// What a rule does, in this order, and until when.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
@@ -167,10 +275,66 @@ pub struct Rule {
     pub expires_at: u64,
     /// Which packets, by their order.
     pub window: Window,
-    /// Chance to fire, see [`decide::fires`](crate::decide::fires).
-    pub threshold: u32,
+    /// What it does, a set of [`effect`] bits.
+    pub effects: u32,
     /// 1 if `window` leaves anything out, so that packets must be numbered.
     pub numbered: u32,
+    /// Loss, unless it is in bursts.
+    pub loss: Chance,
+    /// Loss in bursts.
+    pub bursts: Bursts,
+    /// Duplication.
+    pub duplicate: Chance,
+    /// Corruption.
+    pub corrupt: Chance,
+    /// How many bits are flipped; at most [`MAX_BITS`].
+    pub corrupt_bits: u32,
+    /// Where, in bytes behind the IP header; negative for anywhere there.
+    pub corrupt_offset: i32,
+    /// Reordering: the chance of a packet not to wait.
+    pub reorder: Chance,
+    /// Of how many packets only the last may be reordered; 0 and 1 for each.
+    pub reorder_gap: u32,
+    /// Of the flows, see [`effect::PER_FLOW`].
+    pub flow_seed: u32,
+    /// Waiting.
+    pub delay: Delay,
+    /// The wire, which comes before the delay.
+    pub rate: Rate,
+}
+
+impl Rule {
+    /// Does nothing to any packet.
+    pub const NOTHING: Self = Self {
+        expires_at: u64::MAX,
+        window: Window::ALL,
+        effects: 0,
+        numbered: 0,
+        loss: Chance { threshold: 0, correlation: 0 },
+        bursts: Bursts { to_bad: 0, to_good: 0, bad_loss: 0, good_loss: 0 },
+        duplicate: Chance { threshold: 0, correlation: 0 },
+        corrupt: Chance { threshold: 0, correlation: 0 },
+        corrupt_bits: 1,
+        corrupt_offset: -1,
+        reorder: Chance { threshold: 0, correlation: 0 },
+        reorder_gap: 0,
+        flow_seed: 0,
+        delay: Delay { time: 0, jitter: 0, correlation: 0, table: 0, entries: 0, pad: 0 },
+        rate: Rate { byte_time: 0, burst: 0, limit: 0, overhead: 0, pad: 0 },
+    };
+}
+
+/// Most bits that one packet is corrupted by.
+pub const MAX_BITS: u32 = 32;
+
+/// What a rule's packets share over all CPUs; times are `CLOCK_MONOTONIC` nanoseconds.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wire {
+    /// When the last byte leaves that is on the wire or waits for it.
+    pub busy_until: u64,
+    /// When the last packet arrives that has been let through.
+    pub last: u64,
 }
 
 /// Packets, the segments they are on the wire, and the bytes these make there (without preamble and FCS).
@@ -196,6 +360,30 @@ pub struct RuleState {
     pub matched: Count,
     /// Packets it acted on.
     pub fired: Count,
+    /// Packets among these that were lost by chance.
+    pub lost: u64,
+    /// That were lost because too much waited for the wire.
+    pub overlimit: u64,
+    /// That came twice.
+    pub duplicated: u64,
+    /// That were corrupted.
+    pub corrupted: u64,
+    /// That overtook others.
+    pub reordered: u64,
+    /// That waited.
+    pub delayed: u64,
+    /// The last deviation from the delay, in nanoseconds.
+    pub deviation: i64,
+    /// Which [`effect`]s the last packet met.
+    pub last: u32,
+    /// 1 in the bad state of the Gilbert-Elliott model.
+    pub bad: u32,
+    /// Packets since the last that was reordered.
+    pub since: u32,
+    /// Not used.
+    pub pad: u32,
+    /// A number on its way through the program.
+    pub scratch: u64,
 }
 
 /// What one hook has seen on one CPU while armed.
@@ -209,16 +397,19 @@ pub struct HookState {
 }
 
 const _: () = assert!(size_of::<Control>() == 24);
-const _: () = assert!(size_of::<Setup>() == 72);
+const _: () = assert!(size_of::<Setup>() == 104);
 const _: () = assert!(size_of::<Window>() == 24);
-const _: () = assert!(size_of::<Rule>() == 40);
+const _: () = assert!(size_of::<Delay>() == 32);
+const _: () = assert!(size_of::<Rate>() == 32);
+const _: () = assert!(size_of::<Rule>() == 168);
+const _: () = assert!(size_of::<Wire>() == 16);
 const _: () = assert!(size_of::<Count>() == 24);
-const _: () = assert!(size_of::<RuleState>() == 56);
+const _: () = assert!(size_of::<RuleState>() == 136);
 const _: () = assert!(size_of::<HookState>() == 32);
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{Control, HookState, Rule, RuleState, Setup};
+    use super::{Control, HookState, Rule, RuleState, Setup, Wire};
 
     // SAFETY: `#[repr(C)]`, integers only, and the sizes asserted above leave no padding.
     unsafe impl aya::Pod for Control {}
@@ -230,6 +421,8 @@ mod pod {
     unsafe impl aya::Pod for RuleState {}
     // SAFETY: as above.
     unsafe impl aya::Pod for HookState {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Wire {}
 }
 
 impl Count {

@@ -1,19 +1,21 @@
 //! What every network hook does with a packet, written once.
 
-use core::{arch::asm, hint::black_box};
+use core::{arch::asm, ffi::c_void, hint::black_box};
 
 use aya_ebpf::{
     bindings::task_struct,
-    helpers::generated::{bpf_get_current_task_btf, bpf_jiffies64},
+    helpers::generated::{bpf_get_current_task_btf, bpf_jiffies64, bpf_loop},
 };
 use chaos_ebpf::{
-    abi::{Count, Direction, Setup},
+    abi::{Direction, Rule, RuleState, Setup, Wire, effect},
     classify::classify,
     decide,
-    packet::{self, Headers, Truncated, View},
+    packet::{self, Headers, Network, Truncated, View},
 };
 
-use crate::maps::{FL_CONTROL, FL_HOOKS, FL_RULES, FL_SEQUENCE, FL_STATE, Maps};
+use crate::maps::{
+    FL_CONTROL, FL_DEVIATIONS, FL_HOOKS, FL_LATENESS, FL_RULES, FL_SEQUENCE, FL_STATE, FL_WIRES, Maps,
+};
 
 /// Written by the owner before the load; see [`setup`].
 #[unsafe(no_mangle)]
@@ -28,27 +30,61 @@ static FL_SETUP: Setup = Setup {
     owner_tgid: 0,
     tgid_offset: 0,
     ethernet: 0,
+    effects: 0,
+    ifindex: 0,
+    links: [0; 2],
+    far_links: [0; 2],
+    generation: 0,
 };
 
 /// The load's constants. LLVM must not see that they are all zero here; the verifier sees what they became.
 #[inline(always)]
-fn setup() -> &'static Setup {
+pub(crate) fn setup() -> &'static Setup {
     black_box(&FL_SETUP)
 }
 
-/// What becomes of the packet.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// As if the program were not there.
-    Pass,
+/// What becomes of a packet. Flat, and each field written before the next rule is asked, for the verifier.
+#[derive(Clone, Copy)]
+pub(crate) struct Fate {
     /// Gone, as if the wire had lost it.
-    Drop,
+    pub(crate) lost: bool,
+    /// It comes twice.
+    pub(crate) twice: bool,
+    /// The rule that corrupts it, plus one; 0 if none does.
+    pub(crate) corrupted_by: u32,
+    /// Its checksum is to be completed, so that it is seen to be wrong.
+    pub(crate) completed: bool,
+    /// When it goes on, `CLOCK_MONOTONIC` nanoseconds; 0 for at once.
+    pub(crate) goes_at: u64,
+    /// The same of the second one.
+    pub(crate) second_goes_at: u64,
+    /// Where its transport header begins, 0 without one, and its IP protocol.
+    pub(crate) transport: u32,
+    pub(crate) protocol: u8,
+    pub(crate) v6: bool,
+}
+
+impl Fate {
+    /// As if the program were not there.
+    pub(crate) const PASS: Self = Self {
+        lost: false,
+        twice: false,
+        corrupted_by: 0,
+        completed: false,
+        goes_at: 0,
+        second_goes_at: 0,
+        transport: 0,
+        protocol: 0,
+        v6: false,
+    };
 }
 
 /// A packet at one of the hooks.
 pub(crate) trait Packet {
     /// Which way it goes.
     const DIRECTION: Direction;
+    /// Whether the hook can do more with it than lose it.
+    const IS_BUFFER: bool;
     /// What of the frame can be read directly.
     fn frame(&self) -> Frame;
     /// Makes the headers readable if they were not; false if there is nothing more to read.
@@ -57,6 +93,8 @@ pub(crate) trait Packet {
     fn length(&self) -> u64;
     /// How many packets it is on the wire; never 0.
     fn segments(&self) -> u32;
+    /// When it would go on, `CLOCK_MONOTONIC` nanoseconds.
+    fn time(&self) -> u64;
 }
 
 /// The directly readable part of a frame.
@@ -108,18 +146,19 @@ impl View for Header {
     }
 }
 
-/// Decides on one packet: lease, owner, headers, rules, chance. `None`, a map that is not there, passes it.
+/// Decides on one packet: lease, owner, headers, rules, chance, into a fate that is still [`Fate::PASS`]. `None`
+/// passes it.
 #[inline(always)]
-pub(crate) fn decide<P: Packet>(packet: &P) -> Option<Verdict> {
+pub(crate) fn decide<P: Packet>(packet: &P, fate: &mut Fate) -> Option<()> {
     // SAFETY: takes nothing, returns a number.
     let now = unsafe { bpf_jiffies64() };
     if !decide::armed(FL_CONTROL.get(0)?, now) {
-        return Some(Verdict::Pass);
+        return None;
     }
     let setup = setup();
     // What is received comes in while any task runs: that it is the owner says nothing of the packet.
     if matches!(P::DIRECTION, Direction::Out) && is_owner(setup) {
-        return Some(Verdict::Pass);
+        return None;
     }
     let hook = FL_HOOKS.get_ptr_mut(P::DIRECTION as u32)?;
     // Nothing instead of an error: with `Result` LLVM lets an undefined payload reach the code behind it.
@@ -133,20 +172,57 @@ pub(crate) fn decide<P: Packet>(packet: &P) -> Option<Verdict> {
     hook.seen.add(segments, bytes);
     if unparsed {
         hook.unparsed += 1;
-        return Some(Verdict::Pass);
+        return None;
     }
+    fate.transport = headers.transport;
+    fate.protocol = headers.protocol;
+    fate.v6 = matches!(headers.network, Network::V6);
     let mut candidates = classify(&headers, P::DIRECTION, setup, &Maps);
+    if candidates == 0 {
+        return None;
+    }
+    if P::IS_BUFFER && setup.effects & !effect::ANY_LOSS != 0 {
+        let mut work = Work { packet, candidates, now, headers, segments, bytes, fate: *fate };
+        let next = apply_next::<P> as unsafe extern "C" fn(u32, *mut Work<'_, P>) -> i64;
+        // SAFETY: the function takes what it is given, and that lives until the call is over.
+        unsafe { bpf_loop(u64::BITS, next as *mut c_void, (&raw mut work).cast(), 0) };
+        *fate = work.fate;
+        return Some(());
+    }
     for _ in 0..u64::BITS {
         if candidates == 0 {
             break;
         }
         let rule = candidates.trailing_zeros();
         candidates &= candidates - 1;
-        if apply(rule, now, segments, bytes)? == Verdict::Drop {
-            return Some(Verdict::Drop);
+        apply(packet, rule, now, &headers, segments, bytes, fate)?;
+        if fate.lost {
+            break;
         }
     }
-    Some(Verdict::Pass)
+    Some(())
+}
+
+/// A packet and the rules that are still to be asked.
+struct Work<'a, P> {
+    packet: &'a P,
+    candidates: u64,
+    now: u64,
+    headers: Headers,
+    segments: u32,
+    bytes: u64,
+    fate: Fate,
+}
+
+/// Asks the next rule, for `bpf_loop`: 1 if it was the last. With all that rules can do, the verifier would walk
+/// through a loop of our own for minutes (Linux 6.1); for rules that only lose packets such a loop is the cheaper one.
+unsafe extern "C" fn apply_next<P: Packet>(_: u32, work: *mut Work<'_, P>) -> i64 {
+    // SAFETY: as the caller of `bpf_loop` warrants.
+    let Work { packet, candidates, now, headers, segments, bytes, fate } = unsafe { &mut *work };
+    let rule = candidates.trailing_zeros();
+    *candidates &= *candidates - 1;
+    let applied = apply(*packet, rule, *now, headers, *segments, *bytes, fate);
+    i64::from(applied.is_none() || fate.lost || *candidates == 0)
 }
 
 /// Whether the injector itself is what runs now.
@@ -176,35 +252,247 @@ fn wire_bytes<P: Packet>(packet: &P, headers: &Headers, segments: u32) -> u64 {
     packet.length() + u64::from(segments - 1) * u64::from(repeated)
 }
 
-/// Counts a packet that matches `rule`, and says what the rule does with it.
+/// Counts a packet that matches a rule, and adds what the rule does with it.
 #[inline(always)]
-fn apply(index: u32, now: u64, segments: u32, bytes: u64) -> Option<Verdict> {
+fn apply<P: Packet>(
+    packet: &P,
+    index: u32,
+    now: u64,
+    headers: &Headers,
+    segments: u32,
+    bytes: u64,
+    fate: &mut Fate,
+) -> Option<()> {
     let rule = FL_RULES.get(index)?;
     if now >= rule.expires_at {
-        return Some(Verdict::Pass);
+        return Some(());
     }
     let state = FL_STATE.get_ptr_mut(index)?;
     // SAFETY: this CPU's slot, and nothing else runs at this hook on it meanwhile: BH is off.
     let state = unsafe { &mut *state };
-    count(&mut state.matched, segments, bytes);
+    state.matched.add(segments, bytes);
     if rule.numbered != 0 {
         let sequence = FL_SEQUENCE.get_ptr_mut(index)?;
         // SAFETY: an aligned u64 in the map.
         let before = unsafe { fetch_add_one(sequence) };
         if !decide::in_window(&rule.window, before) {
-            return Some(Verdict::Pass);
+            return Some(());
         }
     }
-    if !decide::fires(rule.threshold, decide::random(&mut state.random)) {
-        return Some(Verdict::Pass);
+    // What no rule does the verifier removes here.
+    let effects = rule.effects & setup().effects;
+    if effects & effect::ANY_LOSS != 0 && is_lost::<P>(effects, rule, state, headers) {
+        fate.lost = true;
+        state.lost += 1;
+        state.fired.add(segments, bytes);
+        return Some(());
     }
-    count(&mut state.fired, segments, bytes);
-    Some(Verdict::Drop)
+    if !P::IS_BUFFER {
+        return Some(());
+    }
+    let mut fired = false;
+    let mut twice = false;
+    if effects & effect::DUPLICATE != 0
+        && decide::meets(&rule.duplicate, effect::DUPLICATE, &mut state.last, &mut state.random)
+    {
+        twice = true;
+        fate.twice = true;
+        fate.second_goes_at = fate.goes_at;
+        state.duplicated += 1;
+        fired = true;
+    }
+    if effects & effect::CORRUPT != 0
+        && decide::meets(&rule.corrupt, effect::CORRUPT, &mut state.last, &mut state.random)
+    {
+        fate.corrupted_by = index + 1;
+        fate.completed = fate.completed || effects & effect::FIX_CHECKSUM == 0;
+        state.corrupted += 1;
+        fired = true;
+    }
+    if effects & effect::WAITING != 0 {
+        let wire = FL_WIRES.get_ptr_mut(index)?;
+        let start = if fate.goes_at != 0 { fate.goes_at } else { packet.time() };
+        let start = forget(state, start);
+        if effects & effect::REORDER != 0 && overtakes(rule, state) {
+            state.reordered += 1;
+        } else {
+            let at = wait(P::DIRECTION, effects, rule, state, wire, start, bytes, segments);
+            if at == 0 {
+                fate.lost = true;
+                state.overlimit += 1;
+                state.fired.add(segments, bytes);
+                return Some(());
+            }
+            fate.goes_at = at;
+            state.delayed += 1;
+        }
+        if twice {
+            let at = wait(P::DIRECTION, effects, rule, state, wire, start, bytes, segments);
+            // For the second one there was no room on the wire.
+            fate.twice = at != 0;
+            fate.second_goes_at = at;
+        }
+        fired = true;
+    }
+    if fired {
+        state.fired.add(segments, bytes);
+    }
+    Some(())
 }
 
 #[inline(always)]
-fn count(count: &mut Count, segments: u32, bytes: u64) {
-    count.add(segments, bytes);
+fn is_lost<P: Packet>(effects: u32, rule: &Rule, state: &mut RuleState, headers: &Headers) -> bool {
+    if effects & effect::BURSTS != 0 {
+        return decide::lost_in_burst(&rule.bursts, &mut state.bad, &mut state.random);
+    }
+    if effects & effect::PER_FLOW != 0 {
+        return decide::fires(rule.loss.threshold, decide::flow(headers, P::DIRECTION, rule.flow_seed));
+    }
+    decide::meets(&rule.loss, effect::LOSS, &mut state.last, &mut state.random)
+}
+
+/// Whether a packet does not wait: netem's reordering, by chance and at most one in so many.
+#[inline(always)]
+fn overtakes(rule: &Rule, state: &mut RuleState) -> bool {
+    state.since = state.since.wrapping_add(1);
+    if state.since < rule.reorder_gap
+        || !decide::meets(&rule.reorder, effect::REORDER, &mut state.last, &mut state.random)
+    {
+        return false;
+    }
+    state.since = 0;
+    true
+}
+
+/// When a packet that comes at `start` goes on; 0 if there is no room for it.
+#[inline(always)]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "each is a register or a place on the stack; a struct is copied"
+)]
+fn wait(
+    direction: Direction,
+    effects: u32,
+    rule: &Rule,
+    state: &mut RuleState,
+    wire: *mut Wire,
+    start: u64,
+    bytes: u64,
+    segments: u32,
+) -> u64 {
+    let (mut at, mut start) = (start, start);
+    if effects & effect::RATE != 0 {
+        let length = forget(state, decide::wire_length(&rule.rate, bytes, segments));
+        // SAFETY: an aligned u64 in the map.
+        let busy = unsafe { &raw mut (*wire).busy_until };
+        let sent = update(busy, |busy| decide::sent(&rule.rate, busy, start, length).unwrap_or(0));
+        if sent == 0 {
+            return 0;
+        }
+        at = forget(state, if sent > start { sent } else { start });
+        start = forget(state, start);
+    }
+    if effects & effect::DELAY != 0 {
+        let deviation = deviation(rule, state);
+        at = forget(state, decide::delayed(&rule.delay, at, deviation));
+    }
+    // The way round takes time as well, which counts as part of the delay.
+    let early = at.saturating_sub(FL_LATENESS.get(direction as u32).copied().unwrap_or(0));
+    at = forget(state, if early > start { early } else { start });
+    if effects & effect::KEEP_ORDER != 0 {
+        // SAFETY: as above.
+        let last = unsafe { &raw mut (*wire).last };
+        at = update(last, |last| if last > at { last } else { at });
+    }
+    forget(state, at)
+}
+
+/// The same number, of which the verifier has forgotten what it knew: else each way to it is gone on by itself, and the
+/// ways of the steps multiply.
+#[inline(always)]
+fn forget(state: &mut RuleState, number: u64) -> u64 {
+    let scratch = &raw mut state.scratch;
+    // SAFETY: in the map, this CPU's slot.
+    unsafe {
+        scratch.write_volatile(number);
+        scratch.read_volatile()
+    }
+}
+
+/// A deviation of the rule's distribution, or the one before.
+#[inline(always)]
+fn deviation(rule: &Rule, state: &mut RuleState) -> i64 {
+    let delay = &rule.delay;
+    if delay.jitter == 0 {
+        return 0;
+    }
+    if delay.correlation != 0 && decide::fires(delay.correlation, decide::random(&mut state.random)) {
+        return state.deviation;
+    }
+    let random = decide::random(&mut state.random);
+    state.deviation = if delay.entries == 0 {
+        decide::uniform(delay.jitter, random)
+    } else {
+        let place = ((u64::from(random) * u64::from(delay.entries)) >> 32) as u32;
+        let entry = FL_DEVIATIONS.get(delay.table.wrapping_add(place)).copied().unwrap_or(0);
+        decide::scaled(delay.jitter, entry)
+    };
+    state.deviation
+}
+
+/// Replaces a number that all CPUs share by `change` of it, and returns the new one; 0 leaves it. Where another CPU
+/// was in the way it is tried once more, and then whoever is last wins: each attempt more doubles the verifier's paths.
+#[inline(always)]
+fn update(number: *mut u64, change: impl Fn(u64) -> u64) -> u64 {
+    // SAFETY: an aligned u64 in a map, which others may change meanwhile.
+    let old = unsafe { number.read_volatile() };
+    let new = change(old);
+    if new == 0 {
+        return 0;
+    }
+    // SAFETY: as above.
+    let found = unsafe { compare_and_swap(number, old, new) };
+    if found == old {
+        return new;
+    }
+    let new = change(found);
+    if new != 0 {
+        // SAFETY: as above.
+        unsafe { number.write_volatile(new) };
+    }
+    new
+}
+
+/// Replaces `number` by `new` if it is `old`, and returns what it was.
+///
+/// # Safety
+///
+/// `number` must point to an aligned `u64` in a map.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+unsafe fn compare_and_swap(number: *mut u64, old: u64, new: u64) -> u64 {
+    let before: u64;
+    // SAFETY: as the caller warrants; the instruction touches nothing else.
+    unsafe {
+        asm!(
+            "r0 = cmpxchg_64({number} + 0, r0, {new})",
+            inlateout("r0") old => before,
+            number = in(reg) number,
+            new = in(reg) new,
+        );
+    }
+    before
+}
+
+/// The same for the lint, which looks at the programs as the host's and knows no `r0`.
+///
+/// # Safety
+///
+/// As above.
+#[cfg(not(target_arch = "bpf"))]
+unsafe fn compare_and_swap(number: *mut u64, _old: u64, _new: u64) -> u64 {
+    // SAFETY: as the caller warrants.
+    unsafe { number.read_volatile() }
 }
 
 /// Adds one to a number that all CPUs share and returns what it was. `AtomicU64::fetch_add` is not there for

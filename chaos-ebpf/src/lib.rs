@@ -8,5 +8,6 @@
 
 pub mod abi;
 pub mod classify;
+pub mod corruption;
 pub mod decide;
 pub mod packet;

@@ -5,25 +5,26 @@
 // For one instruction in `hook`; BPF's assembly is not yet stable.
 #![feature(asm_experimental_arch)]
 
+mod corrupt;
 mod hook;
 mod maps;
+mod round;
 
 use aya_ebpf::{
     bindings::{TC_ACT_UNSPEC, xdp_action},
-    helpers::generated::bpf_redirect,
+    helpers::generated::{bpf_ktime_get_ns, bpf_redirect},
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
-use chaos_ebpf::abi::Direction;
-use hook::{Frame, Packet, Verdict};
+use chaos_ebpf::abi::{Direction, effect};
+use hook::{Fate, Frame, Packet};
 
-/// Ingress where the driver runs XDP itself.
+/// Ingress where the driver runs XDP itself; for rules that only lose packets.
 #[xdp]
 fn fl_xdp(context: XdpContext) -> u32 {
-    match hook::decide(&Received(context)) {
-        Some(Verdict::Drop) => xdp_action::XDP_DROP,
-        _ => xdp_action::XDP_PASS,
-    }
+    let mut fate = Fate::PASS;
+    let decided = hook::decide(&Received(context), &mut fate);
+    if decided.is_some() && fate.lost { xdp_action::XDP_DROP } else { xdp_action::XDP_PASS }
 }
 
 /// Ingress elsewhere.
@@ -38,6 +39,36 @@ fn fl_tc_out(context: TcContext) -> i32 {
     classify::<{ OUT }>(context)
 }
 
+/// Egress of a link's near end: the packet waits in the qdisc until its time has come.
+#[classifier]
+fn fl_queue(context: TcContext) -> i32 {
+    round::queue(&context)
+}
+
+/// Ingress of a link's far end.
+#[classifier]
+fn fl_bounce_in(_context: TcContext) -> i32 {
+    round::bounce(Direction::In)
+}
+
+/// The same of the other link.
+#[classifier]
+fn fl_bounce_out(_context: TcContext) -> i32 {
+    round::bounce(Direction::Out)
+}
+
+/// Ingress of a link's near end, for what the interface received.
+#[classifier]
+fn fl_back_in(context: TcContext) -> i32 {
+    round::back(&context, Direction::In)
+}
+
+/// The same for what it sends.
+#[classifier]
+fn fl_back_out(context: TcContext) -> i32 {
+    round::back(&context, Direction::Out)
+}
+
 const IN: bool = false;
 const OUT: bool = true;
 
@@ -49,17 +80,49 @@ const OUT: bool = true;
 /// UNSPEC and not OK for the others: the programs and filters behind this one still run.
 #[inline(always)]
 fn classify<const SENT: bool>(context: TcContext) -> i32 {
-    match hook::decide(&Skb::<SENT>(context)) {
-        // SAFETY: takes two numbers; returns TC_ACT_REDIRECT.
-        Some(Verdict::Drop) => unsafe { bpf_redirect(0, 0) as i32 },
-        _ => TC_ACT_UNSPEC,
+    let setup = hook::setup();
+    let skb = Skb::<SENT>(context);
+    if setup.effects & (effect::DUPLICATE | effect::WAITING | effect::CORRUPT) != 0
+        && round::was_here(&skb.0, setup)
+    {
+        return TC_ACT_UNSPEC;
     }
+    let mut fate = Fate::PASS;
+    if hook::decide(&skb, &mut fate).is_none() {
+        return TC_ACT_UNSPEC;
+    }
+    if fate.lost {
+        return gone();
+    }
+    if setup.effects & effect::CORRUPT != 0 && fate.corrupted_by != 0 {
+        corrupt::corrupt(&skb.0, &fate);
+    }
+    if setup.effects & effect::DUPLICATE != 0 && fate.twice {
+        round::second(&skb.0, setup, Skb::<SENT>::DIRECTION, fate.second_goes_at);
+    }
+    if setup.effects & (effect::WAITING | effect::CORRUPT) != 0 && (fate.goes_at != 0 || fate.completed) {
+        return round::go(&skb.0, setup, Skb::<SENT>::DIRECTION, fate.goes_at);
+    }
+    TC_ACT_UNSPEC
+}
+
+/// Has the packet vanish, see [`classify`].
+#[inline(always)]
+fn gone() -> i32 {
+    // SAFETY: takes two numbers; returns TC_ACT_REDIRECT.
+    unsafe { bpf_redirect(0, 0) as i32 }
 }
 
 struct Received(XdpContext);
 
 impl Packet for Received {
     const DIRECTION: Direction = Direction::In;
+    const IS_BUFFER: bool = false;
+
+    #[inline(always)]
+    fn time(&self) -> u64 {
+        0
+    }
 
     #[inline(always)]
     fn frame(&self) -> Frame {
@@ -85,8 +148,22 @@ impl Packet for Received {
 
 struct Skb<const SENT: bool>(TcContext);
 
+/// `BPF_SKB_TSTAMP_DELIVERY_MONO`: the packet's time is when it may go on, not when it was received.
+const DELIVERY_TIME: u8 = 1;
+
 impl<const SENT: bool> Packet for Skb<SENT> {
     const DIRECTION: Direction = if SENT { Direction::Out } else { Direction::In };
+    const IS_BUFFER: bool = true;
+
+    /// Its sender, TCP's pacing or another owner may want it to go later than now.
+    #[inline(always)]
+    fn time(&self) -> u64 {
+        // SAFETY: takes nothing, returns a number.
+        let now = unsafe { bpf_ktime_get_ns() };
+        // SAFETY: the context the kernel called us with.
+        let (time, kind) = unsafe { ((*self.0.skb.skb).tstamp, (*self.0.skb.skb).tstamp_type) };
+        if kind == DELIVERY_TIME && time > now { time } else { now }
+    }
 
     #[inline(always)]
     fn frame(&self) -> Frame {

@@ -5,7 +5,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
 };
 use chaos_ebpf::{
-    abi::{Control, DIRECTIONS, HookState, MAX_RULES, Rule, RuleState, table},
+    abi::{Control, DIRECTIONS, HookState, MAX_RULES, Rule, RuleState, Wire, table},
     classify::{AddressTables, End, Tables},
 };
 
@@ -22,6 +22,12 @@ pub(crate) static FL_STATE: PerCpuArray<RuleState> = PerCpuArray::with_max_entri
 pub(crate) static FL_HOOKS: PerCpuArray<HookState> = PerCpuArray::with_max_entries(DIRECTIONS as u32, 0);
 #[map]
 pub(crate) static FL_SEQUENCE: Array<u64> = Array::with_max_entries(MAX_RULES as u32, 0);
+#[map]
+pub(crate) static FL_WIRES: Array<Wire> = Array::with_max_entries(MAX_RULES as u32, 0);
+#[map]
+pub(crate) static FL_LATENESS: Array<u64> = Array::with_max_entries(DIRECTIONS as u32, 0);
+#[map]
+pub(crate) static FL_DEVIATIONS: Array<i32> = Array::with_max_entries(1, 0);
 #[map]
 static FL_PROTOCOL: Array<u64> = Array::with_max_entries(256, 0);
 #[map]

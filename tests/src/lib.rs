@@ -17,13 +17,14 @@ mod ground;
 mod life;
 mod loss;
 mod programs;
+mod shape;
 
 use harness::Test;
 
 /// Every test there is.
 #[must_use]
 pub fn tests() -> Vec<&'static Test> {
-    let files = [decoys::TESTS, ground::TESTS, doctor::TESTS, loss::TESTS, programs::TESTS];
+    let files = [decoys::TESTS, ground::TESTS, doctor::TESTS, loss::TESTS, shape::TESTS, programs::TESTS];
     files.into_iter().chain(life::TESTS.iter().copied()).flatten().collect()
 }
 

@@ -17,6 +17,7 @@ mod window;
 
 use std::time::Duration;
 
+use chaos_user::spec::{Chance, Impairments, Loss, Percent};
 use nix::{
     sched::{CpuSet, sched_getaffinity},
     unistd::Pid,
@@ -76,23 +77,24 @@ const SEED: u64 = 1;
 const PORT: u16 = 5000;
 const BYSTANDER_PORT: u16 = 5001;
 
+/// Where a fault sits: on what the interface receives, or on what it sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+pub(crate) enum Way {
     In,
     Out,
 }
 
 impl Way {
-    const BOTH: [Self; 2] = [Self::In, Self::Out];
+    pub(crate) const BOTH: [Self; 2] = [Self::In, Self::Out];
 
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::In => "in",
             Self::Out => "out",
         }
     }
 
-    fn route(self, lab: &Lab, family: crate::lab::Family) -> Route<'_> {
+    pub(crate) fn route(self, lab: &Lab, family: crate::lab::Family) -> Route<'_> {
         match self {
             Self::In => lab.inward(family),
             Self::Out => lab.outward(family),
@@ -139,6 +141,12 @@ fn first_cpu() -> Result<(usize, Pin)> {
     let allowed = sched_getaffinity(Pid::from_raw(0)).context("sched_getaffinity")?;
     let cpu = (0..CpuSet::count()).find(|cpu| allowed.is_set(*cpu).unwrap_or(false)).context("no CPU")?;
     Ok((cpu, Pin::to(cpu)?))
+}
+
+/// For rules that are loaded without the command.
+fn everything_lost() -> Impairments {
+    let loss = Loss::Random(Chance { percent: Percent::ALL, correlation: Percent::NONE });
+    Impairments { loss: Some(loss), ..Impairments::default() }
 }
 
 /// A UDP flow that nothing may happen to.

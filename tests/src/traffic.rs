@@ -9,6 +9,7 @@ pub mod counters;
 pub mod datagrams;
 pub mod echo;
 pub mod frames;
+pub mod probe;
 pub mod requests;
 mod socket;
 mod tcp_info;

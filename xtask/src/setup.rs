@@ -20,11 +20,12 @@ const LINKER_LLVM: &str = "/usr/lib/llvm-22";
 
 /// What guests need of the host, each by a program of it: QEMU, what they boot into, and the real programs that
 /// tests run in them.
-const GUEST_PROGRAMS: [(&str, &str); 9] = [
+const GUEST_PROGRAMS: [(&str, &str); 10] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("virtiofsd", "qemu-system-common"),
     ("busybox", "busybox-static"),
     ("ip", "iproute2"),
+    ("ethtool", "ethtool"),
     ("xz", "xz-utils"),
     ("initdb", "postgresql"),
     ("redis-server", "redis-server"),

@@ -12,8 +12,8 @@ use ipnet::IpNet;
 
 use crate::{
     spec::{
-        LossSpec, NetSpec, Percent, PortRange, Protocol, Selectors, Sides, parse_count, parse_duration,
-        parse_network, parse_whole,
+        Chance, FaultSpec, Impairments, Loss, NetSpec, Percent, PortRange, Protocol, Ramp, Selectors, Sides,
+        parse_count, parse_duration, parse_network, parse_whole,
     },
     target::Netns,
 };
@@ -32,10 +32,16 @@ pub(super) struct Cli {
 #[derive(Debug, Subcommand)]
 #[expect(clippy::large_enum_variant, reason = "there is one, and it lives as long as the process")]
 pub(super) enum Command {
-    /// Inject a network fault
+    /// Do to an interface's packets what a bad network does, in the words of tc netem
+    #[command(
+        override_usage = "faultline net FAULT... --dev <IFACE> [OPTIONS] [--and FAULT... [OPTIONS]]...",
+        after_help = FAULTS
+    )]
     Net {
-        #[command(subcommand)]
-        fault: Net,
+        #[command(flatten)]
+        fault: FaultOptions,
+        #[command(flatten)]
+        run: RunOptions,
     },
     /// List the faults of all owners
     Ps {
@@ -62,29 +68,43 @@ pub(super) enum Command {
     Sweep,
 }
 
-#[derive(Debug, Subcommand)]
-pub(super) enum Net {
-    /// Lose packets, as a bad wire would: each with the same chance, and nobody is told
-    #[command(after_help = "\
+/// What goes into the help of `net`.
+const FAULTS: &str = "\
+Faults, several of which may follow one another, and happen to the same packets in this order:
+  loss PERCENT [CORRELATION]                        lost by chance
+  loss gemodel P [R [1-H [1-K]]]                    lost in bursts (Gilbert-Elliott)
+  duplicate PERCENT [CORRELATION]                   sent twice
+  corrupt PERCENT [CORRELATION] [bits N] [offset N] bits flipped behind the IP header
+  reorder PERCENT [CORRELATION] [gap N]             not delayed; needs delay
+  rate RATE [OVERHEAD] [burst BYTES] [limit PACKETS] on a wire of 10mbit, say
+  delay TIME [JITTER [CORRELATION]] [distribution uniform|normal|pareto|paretonormal|./FILE]
+A first value written FROM..TO/TIME changes evenly in that time.
+
 --to, --from, --port and --sport describe the packets as they go in the fault's direction. With --direction \
 both they describe the conversation as it is sent, and what comes back is matched with the ends exchanged. \
-Options of one name are alternatives; options of different names must all be met.\n\n\
-Further faults in the same run, each with its own options of the first group, follow after --and:\n  \
-faultline net loss 30% --dev eth0 --port 80 --and loss 1% --port 443")]
-    Loss {
-        #[command(flatten)]
-        loss: LossOptions,
-        #[command(flatten)]
-        run: RunOptions,
-    },
-}
+Options of one name are alternatives; options of different names must all be met.
 
-/// One loss of packets.
+Further faults in the same run, of other packets, each with options of its own, follow after --and:
+  faultline net loss 30% --dev eth0 --port 80 --and delay 20ms 5ms --port 443";
+
+/// What is done to which packets.
 #[derive(Debug, Args)]
-pub(super) struct LossOptions {
-    /// Chance of each matching packet to be lost, such as 30% or 0.01%
-    #[arg(value_name = "PERCENT", allow_hyphen_values = true)]
-    percent: Percent,
+pub(super) struct FaultOptions {
+    /// The words that did not come first.
+    #[arg(value_name = "FAULT", hide = true)]
+    words: Vec<String>,
+    /// Decide on loss once for each packet, or for each flow
+    #[arg(long, value_name = "UNIT", default_value = "packet", hide_default_value = true)]
+    per: Per,
+    /// Let packets with less of a jitter overtake others
+    #[arg(long)]
+    reorder_by_jitter: bool,
+    /// Put checksums right after corruption, so that the application gets the wrong data
+    #[arg(long)]
+    fix_checksum: bool,
+    /// Change a fault's first value evenly: 0..100ms/30s, or delay=0..100ms/30s if there are several
+    #[arg(long, value_name = "[FAULT=]FROM..TO/TIME", allow_hyphen_values = true)]
+    ramp: Vec<String>,
     /// Which packets: those the interface receives, those it sends, or both
     #[arg(long, value_name = "WAY", default_value = "out", hide_default_value = false)]
     direction: Direction,
@@ -129,9 +149,22 @@ pub(super) struct RunOptions {
     /// How long, such as 30s, 5m or 1h30m; until interrupted if not given
     #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration, allow_hyphen_values = true)]
     duration: Option<Duration>,
+    /// How many packets may wait at once in each direction; 1000000 if not given
+    #[arg(long, value_name = "PACKETS", value_parser = parse_count, allow_hyphen_values = true)]
+    limit: Option<u64>,
+    /// Switch the interface's segmentation and receive offloads off, so that a packet is one on the wire; on by
+    /// default for gemodel, duplicate, corrupt and reorder
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    exact: Option<bool>,
     /// Print one JSON object a line
     #[arg(long)]
     pub(super) json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Per {
+    Packet,
+    Flow,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -145,43 +178,52 @@ enum Direction {
 #[derive(Debug, Parser)]
 #[command(name = "faultline net ... --and", no_binary_name = true, disable_help_subcommand = true)]
 pub(super) struct Further {
-    #[command(subcommand)]
-    fault: FurtherFault,
+    #[command(flatten)]
+    fault: FaultOptions,
 }
 
-#[derive(Debug, Subcommand)]
-enum FurtherFault {
-    /// Lose packets
-    Loss {
-        #[command(flatten)]
-        loss: LossOptions,
-    },
-}
+/// The words of a fault and the options after them.
+type Group = (Vec<String>, Vec<OsString>);
 
-/// The arguments up to the first `--and`, and those of each one after.
-pub(super) fn split(arguments: impl Iterator<Item = OsString>) -> (Vec<OsString>, Vec<Vec<OsString>>) {
+/// The arguments without the first fault's words, these words, and each group after an `--and`.
+pub(super) fn split(arguments: impl Iterator<Item = OsString>) -> (Vec<OsString>, Vec<String>, Vec<Group>) {
     let arguments: Vec<_> = arguments.collect();
     let mut groups = arguments.split(|argument| argument == AND).map(<[_]>::to_vec);
-    (groups.next().unwrap_or_default(), groups.collect())
+    let mut first = groups.next().unwrap_or_default();
+    let is_net = first.get(1).is_some_and(|command| command == "net");
+    let (words, rest) = leading(first.split_off(if is_net { 2 } else { first.len() }));
+    first.extend(rest);
+    (first, words, groups.map(leading).collect())
+}
+
+/// The words up to the first option. A number below zero is no option.
+fn leading(mut arguments: Vec<OsString>) -> Group {
+    let is_option = |argument: &OsString| {
+        let text = argument.to_string_lossy();
+        text.strip_prefix('-').is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit() || c == '.'))
+    };
+    let end = arguments.iter().position(is_option).unwrap_or(arguments.len());
+    let rest = arguments.split_off(end);
+    (arguments.into_iter().map(|word| word.to_string_lossy().into_owned()).collect(), rest)
 }
 
 /// The faults after each `--and`.
-pub(super) fn parse_further(groups: Vec<Vec<OsString>>, cli: &Cli) -> Result<Vec<LossSpec>, clap::Error> {
+pub(super) fn parse_further(groups: Vec<Group>, cli: &Cli) -> Result<Vec<FaultSpec>, clap::Error> {
     if !groups.is_empty() && !matches!(cli.command, Command::Net { .. }) {
         let message = format!("{AND} goes between the faults of one `faultline net`");
         return Err(Cli::command().error(ErrorKind::ArgumentConflict, message));
     }
-    let parse = |group: Vec<OsString>| match further(group)?.fault {
-        FurtherFault::Loss { loss } => Ok(loss.spec()),
+    let parse = |(words, options): Group| {
+        if words.is_empty() && options.is_empty() {
+            let message = format!("{AND} is followed by a fault; write {AND} loss 1%, or leave it out");
+            return Err(Cli::command().error(ErrorKind::MissingSubcommand, message));
+        }
+        further(options)?.fault.spec(words)
     };
     groups.into_iter().map(parse).collect()
 }
 
 fn further(group: Vec<OsString>) -> Result<Further, clap::Error> {
-    if group.is_empty() {
-        let message = format!("{AND} is followed by a fault; write {AND} loss 1%, or leave it out");
-        return Err(Cli::command().error(ErrorKind::MissingSubcommand, message));
-    }
     Further::try_parse_from(group).map_err(|error| {
         let unknown = match error.get(ContextKind::InvalidArg) {
             Some(ContextValue::String(name)) if error.kind() == ErrorKind::UnknownArgument => name,
@@ -197,23 +239,65 @@ fn further(group: Vec<OsString>) -> Result<Further, clap::Error> {
     })
 }
 
-impl LossOptions {
-    pub(super) fn spec(self) -> LossSpec {
-        let Self { percent, direction, to, from, port, sport, proto, skip, first, every } = self;
+impl FaultOptions {
+    /// The fault of these words and the options.
+    ///
+    /// # Errors
+    ///
+    /// If the words mean nothing, or an option does not go with them.
+    pub(super) fn spec(self, mut first: Vec<String>) -> Result<FaultSpec, clap::Error> {
+        let Self { words, per, reorder_by_jitter, fix_checksum, ramp, .. } = self;
+        first.extend(words);
+        let invalid = |message: String| Cli::command().error(ErrorKind::ValueValidation, message);
+        let mut impairments = Impairments::parse(&first).map_err(|error| invalid(error.to_string()))?;
+        for text in ramp {
+            let ramp = Ramp::option(&text, &impairments);
+            let ramp =
+                ramp.map_err(|error| invalid(format!("invalid value '{text}' for '--ramp': {error}")))?;
+            impairments.ramps.push(ramp);
+        }
+        if per == Per::Flow {
+            let Some(Loss::Random(Chance { percent, correlation: Percent::NONE })) = impairments.loss else {
+                return Err(invalid("--per flow goes with a plain loss: loss 5% --per flow".into()));
+            };
+            impairments.loss = Some(Loss::PerFlow(percent));
+        }
+        if reorder_by_jitter {
+            let delay = impairments.delay.as_mut().filter(|delay| !delay.jitter.is_zero());
+            delay
+                .ok_or_else(|| invalid("--reorder-by-jitter needs a jitter: delay 100ms 10ms".into()))?
+                .reorders = true;
+        }
+        if fix_checksum {
+            let corrupt = impairments.corrupt.as_mut();
+            corrupt.ok_or_else(|| invalid("--fix-checksum needs corrupt: corrupt 1%".into()))?.fix_checksum =
+                true;
+        }
+        let Self { direction, to, from, port, sport, proto, skip, first, every, .. } = self;
         let sides = match direction {
             Direction::In => Sides::In,
             Direction::Out => Sides::Out,
             Direction::Both => Sides::Both,
         };
         let window = Window { skip, first: first.unwrap_or(u64::MAX), every: every.unwrap_or(1) };
-        LossSpec { percent, sides, selectors: Selectors { to, from, port, sport, proto }, window }
+        Ok(FaultSpec { impairments, sides, selectors: Selectors { to, from, port, sport, proto }, window })
     }
 }
 
 impl RunOptions {
-    pub(super) fn spec(&self, faults: Vec<LossSpec>) -> NetSpec {
-        let Self { dev, netns, seed, duration, json: _ } = self;
-        NetSpec { device: dev.clone(), netns: netns.clone(), faults, seed: *seed, duration: *duration }
+    pub(super) fn spec(&self, faults: Vec<FaultSpec>) -> NetSpec {
+        let Self { dev, netns, seed, duration, limit, exact, json: _ } = self;
+        let limit = limit.map(|limit| u32::try_from(limit).unwrap_or(u32::MAX));
+        let exact = exact.unwrap_or_else(|| faults.iter().any(|fault| fault.impairments.is_of_packets()));
+        NetSpec {
+            device: dev.clone(),
+            netns: netns.clone(),
+            faults,
+            seed: *seed,
+            duration: *duration,
+            limit,
+            exact,
+        }
     }
 }
 
@@ -227,19 +311,22 @@ mod tests {
         Further::command().debug_assert();
     }
 
-    fn parse(line: &str) -> Result<(Cli, Vec<LossSpec>), clap::Error> {
-        let (first, further) = split(line.split(' ').map(OsString::from));
+    fn parse(line: &str) -> Result<Vec<FaultSpec>, clap::Error> {
+        let (first, words, further) = split(line.split(' ').map(OsString::from));
         let cli = Cli::try_parse_from(first)?;
-        let further = parse_further(further, &cli)?;
-        Ok((cli, further))
+        let mut all = parse_further(further, &cli)?;
+        if let Command::Net { fault, .. } = cli.command {
+            all.insert(0, fault.spec(words)?);
+        }
+        Ok(all)
     }
 
     #[test]
     fn further_faults() {
         let line = "faultline net loss 30% --dev d --port 80 --and loss 1% --port 443 --and loss 2%";
-        let (_, further) = parse(line).expect("valid");
-        let shown: Vec<_> = further.iter().map(ToString::to_string).collect();
-        assert_eq!(shown, ["loss 1% --port 443", "loss 2%"]);
+        let all = parse(line).expect("valid");
+        let shown: Vec<_> = all.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["loss 30% --port 80", "loss 1% --port 443", "loss 2%"]);
         for line in [
             "faultline ps --and loss 1%",
             "faultline net loss 1% --dev d --and",

@@ -4,7 +4,7 @@ use clap::error::ErrorKind;
 
 use super::Code;
 use crate::{
-    fault::TooManyRules,
+    fault::{TooManyRules, net::TooManyWaiting},
     session::{Dirty, JournalError, SessionError, SweepError},
     target::{DeviceError, NetnsError},
 };
@@ -18,6 +18,9 @@ pub enum CliError {
     /// The rules.
     #[error("--and: {0}")]
     Rules(#[from] TooManyRules),
+    /// More than can wait.
+    #[error("delay: {0}")]
+    Room(#[from] TooManyWaiting),
     /// A fault that nobody has.
     #[error("there is no fault {0}; `faultline ps` lists those there are")]
     UnknownFault(String),
@@ -53,7 +56,7 @@ impl CliError {
     pub fn code(&self) -> Code {
         match self {
             Self::Arguments(error) if !error.use_stderr() => Code::Success,
-            Self::Arguments(_) | Self::Rules(_) | Self::UnknownFault(_) => Code::InvalidInput,
+            Self::Arguments(_) | Self::Rules(_) | Self::Room(_) | Self::UnknownFault(_) => Code::InvalidInput,
             Self::Session(SessionError::Dirty(_)) => Code::Dirty,
             Self::NotRoot
             | Self::Device(_)

@@ -12,7 +12,7 @@ use std::{ffi::OsString, process::ExitCode};
 
 use clap::Parser;
 
-use args::{Cli, Command, Net};
+use args::{Cli, Command};
 pub use error::CliError;
 
 /// How a command ended: the exit codes of design.md §8.
@@ -46,11 +46,11 @@ impl From<Code> for ExitCode {
 ///
 /// [`CliError`], which knows how to print itself and the exit code.
 pub fn run(arguments: impl Iterator<Item = OsString>) -> Result<Code, CliError> {
-    let (first, further) = args::split(arguments);
+    let (first, words, further) = args::split(arguments);
     let cli = Cli::try_parse_from(first)?;
     let further = args::parse_further(further, &cli)?;
     match cli.command {
-        Command::Net { fault: Net::Loss { loss, run } } => net::loss(loss, further, &run),
+        Command::Net { fault, run } => net::run(fault.spec(words)?, further, &run),
         Command::Ps { json } => owners::ps(json),
         Command::Stop { ids, all } => owners::stop(&ids, all),
         Command::Doctor { json } => doctor::run(json),

@@ -2,26 +2,19 @@
 
 use std::{fs::File, io, io::Read};
 
-use super::{
-    CliError, Code,
-    args::{LossOptions, RunOptions},
-    report::Reporter,
-};
+use super::{CliError, Code, args::RunOptions, report::Reporter};
 use crate::{
-    fault::{self, loss},
+    fault::{self, net},
     session::{self, Armed, Ending, Plan, Prepared, RuleReport, SessionError, Signals, watch},
-    spec::{LossSpec, NetSpec},
+    spec::{FaultSpec, NetSpec},
     target::{Device, DeviceError, Home, Netns},
 };
 
-/// Loses packets until its time is over or something ends it.
-pub(super) fn loss(
-    first: LossOptions,
-    further: Vec<LossSpec>,
-    options: &RunOptions,
-) -> Result<Code, CliError> {
-    let spec = options.spec(std::iter::once(first.spec()).chain(further).collect());
-    let rules = fault::check(spec.faults.iter().flat_map(loss::rules).collect())?;
+/// Does to packets what was asked until its time is over or something ends it.
+pub(super) fn run(first: FaultSpec, further: Vec<FaultSpec>, options: &RunOptions) -> Result<Code, CliError> {
+    let spec = options.spec(std::iter::once(first).chain(further).collect());
+    let rules = fault::check(spec.faults.iter().flat_map(net::rules).collect())?;
+    net::check_room(&rules, spec.limit.unwrap_or(net::MOST_WAITING))?;
     require_root()?;
     let signals = Signals::take()?;
     session::sweep()?;
@@ -36,7 +29,7 @@ pub(super) fn loss(
     }
     // Whatever fails from here on, the fault is ended in order and that is what is reported.
     let (ending, rules) = match reporter.prepared(&prepared).and_then(|()| signals.next()) {
-        Ok(None) => run(prepared.arm()?, &signals, &mut reporter)?,
+        Ok(None) => watched(prepared.arm()?, &signals, &mut reporter)?,
         Ok(Some(signal)) => (Ending::Signal(signal), prepared.end()?),
         Err(_) => (Ending::Unheard, prepared.end()?),
     };
@@ -46,7 +39,7 @@ pub(super) fn loss(
 }
 
 /// From the first packet to the last.
-fn run(
+fn watched(
     mut armed: Armed,
     signals: &Signals,
     reporter: &mut Reporter,
@@ -70,7 +63,14 @@ fn cause(error: SessionError, device: &str) -> CliError {
 fn plan(spec: &NetSpec, rules: Vec<fault::Rule>) -> Result<Plan, CliError> {
     let device = Device::find(&spec.device)?;
     let seed = spec.seed.map_or_else(draw_seed, Ok)?;
-    Ok(Plan { device, rules, seed, duration: spec.duration })
+    if !device.ethernet && rules.iter().any(fault::Rule::needs_detour) {
+        return Err(DeviceError::NoEthernet { name: device.name }.into());
+    }
+    if device.loopback && rules.iter().any(|rule| rule.needs_detour() || rule.comes_in_again()) {
+        return Err(DeviceError::Loopback { name: device.name }.into());
+    }
+    let limit = spec.limit.unwrap_or(net::MOST_WAITING);
+    Ok(Plan { device, rules, seed, duration: spec.duration, limit, exact: spec.exact })
 }
 
 /// 32 bits are enough to tell runs apart, and short enough to type again.

@@ -10,6 +10,7 @@ use chaos_ebpf::abi::Count;
 use serde_json::{Value, json};
 
 use super::{Code, interval::wilson};
+use crate::kernel::counters::Effects;
 use crate::session::{Armed, Ending, LEASE, Observer, Prepared, RuleReport};
 
 /// Prints a run.
@@ -42,7 +43,7 @@ impl Reporter {
         let (plan, hooks) = (prepared.plan(), prepared.hooks());
         if self.json {
             let rules = plan.rules.iter().enumerate().map(|(number, rule)| {
-                json!({ "rule": number, "fault": rule.label, "direction": rule.direction, "asked": rule.asked })
+                json!({ "rule": number, "fault": rule.label, "direction": rule.direction, "asked": rule.impairments.chance() })
             });
             return self.line(
                 "prepared",
@@ -106,7 +107,7 @@ impl Reporter {
                 "{:>4}  {:<3}  {:>8}  {:<26}  {:>10}  {:>10}  {:>10}  {}",
                 rule.rule,
                 rule.direction.name(),
-                percent(rule.asked),
+                rule.asked.map_or_else(|| "-".into(), percent),
                 observed(rule),
                 rule.seen.packets,
                 rule.matched.packets,
@@ -114,12 +115,21 @@ impl Reporter {
                 rule.fault
             )?;
         }
+        for rule in rules {
+            let did = effects(&rule.effects);
+            if did.len() > 1 || rule.asked.is_none() && !did.is_empty() {
+                writeln!(out, "rule {}: {}", rule.rule, did.join(", "))?;
+            }
+        }
+        if let Some(lost) = rules.first().map(|rule| rule.queue_lost).filter(|lost| *lost > 0) {
+            writeln!(out, "{lost} packets were lost because no more could wait, or still waited at its end")?;
+        }
         for rule in rules.iter().filter(|rule| rule.fired.segments > rule.fired.packets) {
             let Count { packets, segments, .. } = rule.fired;
             writeln!(
                 out,
                 "rule {}: the {packets} packets it hit were {segments} on the wire: the interface offloads \
-                 segmentation, and a super-packet is lost whole",
+                 segmentation, and a super-packet is hit whole; --exact switches that off",
                 rule.rule
             )?;
         }
@@ -200,11 +210,28 @@ fn facts(rule: &RuleReport) -> Value {
     facts
 }
 
+/// What was done to how many packets.
+fn effects(effects: &Effects) -> Vec<String> {
+    let Effects { lost, overlimit, duplicated, corrupted, reordered, delayed } = *effects;
+    let all = [
+        (lost, "lost"),
+        (overlimit, "lost before a full wire"),
+        (duplicated, "duplicated"),
+        (corrupted, "corrupted"),
+        (reordered, "not delayed"),
+        (delayed, "delayed"),
+    ];
+    all.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect()
+}
+
 fn rate(rule: &RuleReport) -> f64 {
     rule.fired.packets as f64 / rule.eligible as f64
 }
 
 fn observed(rule: &RuleReport) -> String {
+    if rule.asked.is_none() {
+        return "-".into();
+    }
     match wilson(rule.fired.packets, rule.eligible) {
         None => "no packet".into(),
         Some((low, high)) => format!("{} ({}..{})", percent(rate(rule)), percent(low), percent(high)),

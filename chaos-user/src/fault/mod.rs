@@ -1,14 +1,21 @@
 //! From what was written to what the kernel is given: rules, and the tables that find them. No I/O here.
 
-pub mod loss;
+mod distribution;
+pub mod net;
 mod tables;
 
-use chaos_ebpf::abi::{Direction, MAX_RULES, Window};
+use std::time::Duration;
+
+use chaos_ebpf::abi::{self, Direction, MAX_RULES, Window};
 use ipnet::IpNet;
 
+pub use distribution::Deviations;
 pub use tables::{Prefixes, Tables};
 
-use crate::spec::PortRange;
+use crate::{
+    kernel::mechanism::Fault,
+    spec::{Impairments, PortRange},
+};
 
 /// One row of the rule table.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,10 +28,44 @@ pub struct Rule {
     pub matches: Match,
     /// Which of them by their order.
     pub window: Window,
-    /// The chance that was asked for, between 0 and 1.
-    pub asked: f64,
-    /// The chance as a threshold, see [`decide::fires`](chaos_ebpf::decide::fires).
-    pub threshold: u32,
+    /// What is done to them.
+    pub impairments: Impairments,
+}
+
+impl Rule {
+    /// What the table of mechanisms calls its faults.
+    #[must_use]
+    pub fn faults(&self) -> Vec<Fault> {
+        let Impairments { loss, duplicate, corrupt, reorder: _, rate, delay, ramps: _ } = &self.impairments;
+        let there = [
+            (Fault::Loss, loss.is_some()),
+            (Fault::Duplicate, duplicate.is_some()),
+            (Fault::Corrupt, corrupt.is_some()),
+            (Fault::Rate, rate.is_some()),
+            (Fault::Delay, delay.is_some()),
+        ];
+        there.into_iter().filter(|(_, there)| *there).map(|(fault, _)| fault).collect()
+    }
+
+    /// Whether its packets go a way of their own: to wait, or to have their checksums completed.
+    #[must_use]
+    pub fn needs_detour(&self) -> bool {
+        self.impairments.waits() || self.impairments.breaks_checksums()
+    }
+
+    /// Whether a packet may be received twice.
+    #[must_use]
+    pub fn comes_in_again(&self) -> bool {
+        self.direction == Direction::In && self.impairments.duplicate.is_some()
+    }
+
+    /// The row after this time, without an end.
+    #[must_use]
+    pub fn row(&self, elapsed: Duration, deviations: &mut Deviations, seed: u64) -> abi::Rule {
+        let table = deviations.place(&self.impairments);
+        let effects = net::effects(&self.impairments, elapsed, table, seed);
+        abi::Rule { window: self.window, numbered: u32::from(self.window != Window::ALL), ..effects }
+    }
 }
 
 /// Which packets a rule matches, by their ends as the host sees them. An empty list asks nothing.

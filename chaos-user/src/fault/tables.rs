@@ -1,6 +1,6 @@
 //! The rules as look-up tables: for every value a field can have, the set of rules it satisfies.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use chaos_ebpf::{
     abi::{self, Direction, Setup, table},
@@ -8,7 +8,7 @@ use chaos_ebpf::{
 };
 use ipnet::IpNet;
 
-use super::Rule;
+use super::{Deviations, Rule};
 use crate::spec::PortRange;
 
 /// Address tables of one end and family, keyed by the address in network byte order and the prefix length.
@@ -21,6 +21,8 @@ pub struct Tables {
     pub setup: Setup,
     /// The rules, without an end.
     pub rules: Vec<abi::Rule>,
+    /// The distributions of their delays.
+    pub deviations: Deviations,
     /// By IP protocol number.
     pub protocols: BTreeMap<u8, u64>,
     /// By port, for each end.
@@ -34,7 +36,7 @@ pub struct Tables {
 impl Tables {
     /// Compiles the rules. There are at most [`abi::MAX_RULES`], see [`check`](super::check).
     #[must_use]
-    pub fn new(rules: &[Rule]) -> Self {
+    pub fn new(rules: &[Rule], seed: u64) -> Self {
         let mut tables = Self::default();
         // Bits without a rule count as satisfied, so that "nobody asks" is all ones.
         let setup = &mut tables.setup;
@@ -48,20 +50,17 @@ impl Tables {
             *any = u64::MAX;
         }
         for (index, rule) in rules.iter().enumerate() {
-            tables.add(1 << index, rule);
+            tables.add(1 << index, rule, seed);
         }
         tables.close();
         tables
     }
 
-    fn add(&mut self, bit: u64, rule: &Rule) {
+    fn add(&mut self, bit: u64, rule: &Rule, seed: u64) {
         self.setup.direction[rule.direction as usize] |= bit;
-        self.rules.push(abi::Rule {
-            expires_at: u64::MAX,
-            window: rule.window,
-            threshold: rule.threshold,
-            numbered: u32::from(rule.window != abi::Window::ALL),
-        });
+        let row = rule.row(Duration::ZERO, &mut self.deviations, seed);
+        self.setup.effects |= row.effects;
+        self.rules.push(row);
         let matches = &rule.matches;
         if !matches.protocols.is_empty() {
             self.setup.any_protocol &= !bit;
@@ -113,6 +112,14 @@ impl Tables {
         }
     }
 
+    /// Writes what has changed of the rules after this time.
+    pub fn ramp(&mut self, rules: &[Rule], elapsed: Duration, seed: u64) {
+        for (row, rule) in self.rules.iter_mut().zip(rules) {
+            let now = rule.row(elapsed, &mut self.deviations, seed);
+            *row = abi::Rule { expires_at: row.expires_at, ..now };
+        }
+    }
+
     /// Whether any rule acts on packets going this way.
     #[must_use]
     pub fn acts(&self, direction: Direction) -> bool {
@@ -151,13 +158,13 @@ mod tests {
     use chaos_ebpf::{
         abi::Window,
         classify::{AddressTables, Tables as LookUp, classify},
-        decide,
         packet::{Headers, Network},
     };
     use proptest::prelude::*;
 
     use super::*;
     use crate::fault::Match;
+    use crate::spec::Impairments;
 
     /// The tables as the kernel's maps would answer: exact keys, and the longest prefix.
     impl LookUp for Tables {
@@ -237,8 +244,7 @@ mod tests {
                 direction: if out { Direction::Out } else { Direction::In },
                 matches: Match { remote, local, remote_ports, local_ports, protocols },
                 window: Window::ALL,
-                asked: 1.0,
-                threshold: decide::ALWAYS,
+                impairments: Impairments::default(),
             },
         )
     }
@@ -334,7 +340,7 @@ mod tests {
         #[test]
         fn as_rule_by_rule(rules in proptest::collection::vec(rule(), 0..12), packet in packet(), out: bool) {
             let direction = if out { Direction::Out } else { Direction::In };
-            let tables = Tables::new(&rules);
+            let tables = Tables::new(&rules, 1);
             let found = classify(&headers(&packet), direction, &tables.setup, &tables);
             let expected = (0..).zip(&rules).filter(|(_, rule)| satisfies(&packet, direction, rule));
             prop_assert_eq!(found, expected.fold(0, |set, (index, _)| set | 1_u64 << index));

@@ -9,7 +9,7 @@ use super::{
     Error, Result,
     change::{self, Change, Ledger},
     filter,
-    mechanism::{Fault, Mechanism, ways},
+    mechanism::{Fault, Mechanism, common},
     netlink::Netlink,
     programs::Programs,
     sys::{self, Target},
@@ -48,28 +48,28 @@ impl Attachment {
     pub fn new(
         programs: &mut Programs,
         device: &Device,
-        fault: Fault,
+        faults: &[Fault],
         direction: Direction,
         ledger: &mut dyn Ledger,
     ) -> Result<Self> {
         let mut refusals: Vec<String> = Vec::new();
         let mut last = None;
-        for way in ways(fault, direction) {
-            match hold(programs, device, direction, way.mechanism, ledger) {
+        for mechanism in common(faults, direction) {
+            match hold(programs, device, direction, mechanism, ledger) {
                 Ok((program, hold)) => {
                     let why = match &refusals[..] {
                         [] => "the first choice, and it works here".into(),
                         refusals => refusals.join("; "),
                     };
-                    return Ok(Self { direction, mechanism: way.mechanism, why, program, hold });
+                    return Ok(Self { direction, mechanism, why, program, hold });
                 }
                 Err(error) => {
-                    refusals.push(refusal(way.mechanism, device, &error));
+                    refusals.push(refusal(mechanism, device, &error));
                     last = Some(error);
                 }
             }
         }
-        let nothing = || Error::new("look-up", fault.name(), std::io::ErrorKind::Unsupported.into());
+        let nothing = || Error::new("look-up", "a mechanism", std::io::ErrorKind::Unsupported.into());
         Err(last.unwrap_or_else(nothing))
     }
 

@@ -7,7 +7,12 @@ use chaos_ebpf::abi::Direction;
 use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
 
-use super::{Result, filter, netlink::Netlink};
+use super::{
+    Result,
+    ethtool::{Ethtool, Feature, SEGMENTATION},
+    filter, gone,
+    netlink::Netlink,
+};
 
 /// A change to an interface, in the network namespace that the caller has to enter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +33,13 @@ pub enum Change {
         /// The interface.
         ifindex: u32,
     },
+    /// Features of the interface that are switched off.
+    Features {
+        /// The interface.
+        ifindex: u32,
+        /// As they were.
+        before: Vec<Feature>,
+    },
 }
 
 impl Change {
@@ -36,7 +48,7 @@ impl Change {
     pub fn is_shared(&self) -> bool {
         match self {
             Self::Filter { .. } => false,
-            Self::Clsact { .. } => true,
+            Self::Clsact { .. } | Self::Features { .. } => true,
         }
     }
 
@@ -46,9 +58,13 @@ impl Change {
     ///
     /// The kernel's.
     pub fn undo(&self) -> Result<()> {
-        match *self {
-            Self::Filter { ifindex, direction, program } => filter::remove(ifindex, direction, program),
-            Self::Clsact { ifindex } => filter::remove_clsact(ifindex),
+        match self {
+            Self::Filter { ifindex, direction, program } => filter::remove(*ifindex, *direction, *program),
+            Self::Clsact { ifindex } => filter::remove_clsact(*ifindex),
+            Self::Features { ifindex, before } => {
+                let set = Ethtool::open(*ifindex).and_then(|ethtool| ethtool.set(before));
+                gone::is_nothing(set).map(drop)
+            }
         }
     }
 
@@ -57,7 +73,7 @@ impl Change {
     pub fn program(&self) -> Option<u32> {
         match self {
             Self::Filter { program, .. } => Some(*program),
-            Self::Clsact { .. } => None,
+            Self::Clsact { .. } | Self::Features { .. } => None,
         }
     }
 }
@@ -74,12 +90,12 @@ pub trait Ledger {
     /// If that is not possible.
     fn hold(&self) -> std::result::Result<Flock<File>, Unwritten>;
 
-    /// Whether another owner has written this change down.
+    /// What other owners have written down of this network namespace.
     ///
     /// # Errors
     ///
-    /// If what others have written cannot be read.
-    fn is_others(&self, change: &Change) -> std::result::Result<bool, Unwritten>;
+    /// If that cannot be read.
+    fn of_others(&self) -> std::result::Result<Vec<Change>, Unwritten>;
 
     /// Writes a change down that is about to be made.
     ///
@@ -98,11 +114,32 @@ pub trait Ledger {
 pub(super) fn clsact(ifindex: u32, ledger: &mut dyn Ledger) -> Result<()> {
     let mut netlink = Netlink::open()?;
     let change = Change::Clsact { ifindex };
-    if !filter::has_clsact(&mut netlink, ifindex)? || ledger.is_others(&change).map_err(unwritten)? {
+    if !filter::has_clsact(&mut netlink, ifindex)? || ledger.of_others().map_err(unwritten)?.contains(&change)
+    {
         ledger.note(change).map_err(unwritten)?;
         netlink.add_clsact(ifindex)?;
     }
     Ok(())
+}
+
+/// Switches off what makes one packet of several, and several of one.
+///
+/// # Errors
+///
+/// The kernel's, or the ledger's.
+pub fn features_off(ifindex: u32, ledger: &mut dyn Ledger) -> Result<()> {
+    let _held = ledger.hold().map_err(unwritten)?;
+    let others = ledger.of_others().map_err(unwritten)?;
+    let same = |change: &Change| matches!(change, Change::Features { ifindex: of, .. } if *of == ifindex);
+    // What others have switched off was not off before them.
+    if let Some(theirs) = others.into_iter().find(same) {
+        return ledger.note(theirs).map_err(unwritten);
+    }
+    let ethtool = Ethtool::open(ifindex)?;
+    let before: Vec<_> = ethtool.features(SEGMENTATION)?.into_iter().filter(|(_, on)| *on).collect();
+    let off: Vec<_> = before.iter().map(|(name, _)| (name.clone(), false)).collect();
+    ledger.note(Change::Features { ifindex, before }).map_err(unwritten)?;
+    ethtool.set(&off)
 }
 
 /// What the ledger says, as an error of this half.

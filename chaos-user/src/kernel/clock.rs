@@ -13,6 +13,12 @@ pub fn monotonic() -> u64 {
     nanoseconds(ClockId::CLOCK_MONOTONIC_COARSE)
 }
 
+/// `CLOCK_MONOTONIC` to the nanosecond.
+#[must_use]
+pub fn exact() -> u64 {
+    nanoseconds(ClockId::CLOCK_MONOTONIC)
+}
+
 /// `CLOCK_BOOTTIME`, which goes on while the machine sleeps, in nanoseconds.
 #[must_use]
 pub fn boottime() -> u64 {

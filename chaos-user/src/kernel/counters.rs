@@ -17,6 +17,36 @@ pub struct RuleCount {
     pub matched: Count,
     /// Packets it acted on.
     pub fired: Count,
+    /// What it did to these.
+    pub effects: Effects,
+}
+
+/// What a rule did, in packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Effects {
+    /// Lost by chance.
+    pub lost: u64,
+    /// Lost because too much waited for the wire.
+    pub overlimit: u64,
+    /// Sent twice.
+    pub duplicated: u64,
+    /// Corrupted.
+    pub corrupted: u64,
+    /// Let past others.
+    pub reordered: u64,
+    /// Made to wait.
+    pub delayed: u64,
+}
+
+impl Effects {
+    fn add(&mut self, state: &RuleState) {
+        self.lost += state.lost;
+        self.overlimit += state.overlimit;
+        self.duplicated += state.duplicated;
+        self.corrupted += state.corrupted;
+        self.reordered += state.reordered;
+        self.delayed += state.delayed;
+    }
 }
 
 /// All counts of a run.
@@ -47,6 +77,7 @@ impl Counters {
             for cpu in per_cpu(state, rule, map::STATE)? {
                 add(&mut sum.matched, cpu.matched);
                 add(&mut sum.fired, cpu.fired);
+                sum.effects.add(&cpu);
             }
             counters.rules.push(sum);
         }

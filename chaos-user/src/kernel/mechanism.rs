@@ -171,6 +171,14 @@ impl std::fmt::Display for Mechanism {
 pub enum Fault {
     /// Packets vanish.
     Loss,
+    /// Packets come later, or overtake others.
+    Delay,
+    /// Packets take their time on a wire.
+    Rate,
+    /// Packets come twice.
+    Duplicate,
+    /// Packets have wrong bits.
+    Corrupt,
 }
 
 impl Fault {
@@ -179,6 +187,10 @@ impl Fault {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Loss => "loss",
+            Self::Delay => "delay",
+            Self::Rate => "rate",
+            Self::Duplicate => "duplicate",
+            Self::Corrupt => "corrupt",
         }
     }
 }
@@ -208,11 +220,36 @@ pub const WAYS: &[Way] = &[
     way(Fault::Loss, Direction::In,  M::Clsact,    &[M::Btf]),
     way(Fault::Loss, Direction::Out, M::Tcx,       &[M::Btf]),
     way(Fault::Loss, Direction::Out, M::Clsact,    &[M::Btf]),
+    way(Fault::Delay, Direction::In,  M::Tcx,      &[M::Btf, M::SchFq]),
+    way(Fault::Delay, Direction::In,  M::Clsact,   &[M::Btf, M::SchFq]),
+    way(Fault::Delay, Direction::Out, M::Tcx,      &[M::Btf, M::SchFq]),
+    way(Fault::Delay, Direction::Out, M::Clsact,   &[M::Btf, M::SchFq]),
+    way(Fault::Rate, Direction::In,  M::Tcx,       &[M::Btf, M::SchFq]),
+    way(Fault::Rate, Direction::In,  M::Clsact,    &[M::Btf, M::SchFq]),
+    way(Fault::Rate, Direction::Out, M::Tcx,       &[M::Btf, M::SchFq]),
+    way(Fault::Rate, Direction::Out, M::Clsact,    &[M::Btf, M::SchFq]),
+    way(Fault::Duplicate, Direction::In,  M::Tcx,    &[M::Btf]),
+    way(Fault::Duplicate, Direction::In,  M::Clsact, &[M::Btf]),
+    way(Fault::Duplicate, Direction::Out, M::Tcx,    &[M::Btf]),
+    way(Fault::Duplicate, Direction::Out, M::Clsact, &[M::Btf]),
+    way(Fault::Corrupt, Direction::In,  M::Tcx,      &[M::Btf]),
+    way(Fault::Corrupt, Direction::In,  M::Clsact,   &[M::Btf]),
+    way(Fault::Corrupt, Direction::Out, M::Tcx,      &[M::Btf]),
+    way(Fault::Corrupt, Direction::Out, M::Clsact,   &[M::Btf]),
 ];
 
 /// The ways to have a fault, the best first.
 pub fn ways(fault: Fault, direction: Direction) -> impl Iterator<Item = &'static Way> {
     WAYS.iter().filter(move |way| way.fault == fault && way.direction == direction)
+}
+
+/// The mechanisms by which all of these faults can be had together, the best for the first of them first.
+pub fn common(faults: &[Fault], direction: Direction) -> impl Iterator<Item = Mechanism> {
+    let first = faults.first().copied().unwrap_or(Fault::Loss);
+    let has = move |fault: &Fault, mechanism| ways(*fault, direction).any(|way| way.mechanism == mechanism);
+    ways(first, direction)
+        .map(|way| way.mechanism)
+        .filter(move |mechanism| faults.iter().all(|fault| has(fault, *mechanism)))
 }
 
 impl Way {
@@ -242,5 +279,7 @@ mod tests {
         let order = |direction| ways(Fault::Loss, direction).map(|way| way.mechanism).collect::<Vec<_>>();
         assert_eq!(order(Direction::In), [M::XdpNative, M::Tcx, M::Clsact]);
         assert_eq!(order(Direction::Out), [M::Tcx, M::Clsact]);
+        let both: Vec<_> = common(&[Fault::Loss, Fault::Delay], Direction::In).collect();
+        assert_eq!(both, [M::Tcx, M::Clsact]);
     }
 }

@@ -5,6 +5,8 @@ pub mod btf;
 pub mod change;
 pub mod clock;
 pub mod counters;
+pub mod detour;
+pub mod ethtool;
 pub mod filter;
 mod gone;
 pub mod mechanism;

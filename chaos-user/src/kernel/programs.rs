@@ -9,7 +9,7 @@ use aya::{
     util::nr_cpus,
 };
 use chaos_ebpf::{
-    abi::{self, Control, Direction, HookState, RuleState, Setup, map, program},
+    abi::{self, Control, DIRECTIONS, Direction, HookState, RuleState, Setup, map, program},
     classify::End,
     decide::random_start,
 };
@@ -29,12 +29,20 @@ const ADDRESS_MAPS: [(End, [&str; 4]); 2] = [
 ];
 
 /// Who must never be touched, and what the packets look like.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Environment {
     /// The owner's tgid, or 0 for nobody.
     pub owner_tgid: u32,
     /// Whether frames begin with an Ethernet header, or with IP.
     pub ethernet: bool,
+    /// The interface.
+    pub ifindex: u32,
+    /// The near ends of the detours, by [`Direction`]; 0 without.
+    pub near: [u32; DIRECTIONS],
+    /// The far ends, likewise.
+    pub far: [u32; DIRECTIONS],
+    /// Greater than that of all owners before.
+    pub generation: u64,
 }
 
 /// The programs and their maps in the kernel, disarmed until [`Programs::set_control`] says otherwise. All of
@@ -56,6 +64,10 @@ impl Programs {
             owner_tgid: environment.owner_tgid,
             ethernet: environment.ethernet.into(),
             tgid_offset: KernelTypes::read()?.offset("task_struct", "tgid")?,
+            ifindex: environment.ifindex,
+            links: environment.near,
+            far_links: environment.far,
+            generation: environment.generation,
             ..tables.setup
         };
         let mut loader = EbpfLoader::new();
@@ -72,6 +84,10 @@ impl Programs {
     fn fill(&mut self, tables: &Tables, seed: u64) -> Result<()> {
         self.set_rules(&tables.rules)?;
         self.seed(seed)?;
+        let mut deviations: Array<_, i32> = self.typed(map::DEVIATIONS)?;
+        for (place, entry) in (0..).zip(&tables.deviations.entries) {
+            deviations.set(place, entry, 0).map_err(|error| Error::aya("write", map::DEVIATIONS, &error))?;
+        }
         let mut protocols: Array<_, u64> = self.typed(map::PROTOCOL)?;
         for (protocol, rules) in &tables.protocols {
             protocols
@@ -175,6 +191,15 @@ impl Programs {
             Direction::In => program::TC_IN,
             Direction::Out => program::TC_OUT,
         };
+        self.classifier(name)
+    }
+
+    /// Loads a tc program and returns its fd.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, with the end of the verifier's log.
+    pub fn classifier(&mut self, name: &'static str) -> Result<&ProgramFd> {
         let tc: &mut SchedClassifier = self.program(name)?;
         if tc.fd().is_err() {
             tc.load().map_err(|error| refused(name, error))?;
@@ -228,7 +253,7 @@ impl Programs {
 
 /// How many entries the maps need whose size depends on the run; the kernel refuses none at all.
 fn sizes(tables: &Tables) -> Vec<(&'static str, u32)> {
-    let mut sizes = Vec::new();
+    let mut sizes = vec![(map::DEVIATIONS, tables.deviations.entries.len() as u32)];
     for (end, any, name) in [
         (End::Remote, tables.setup.any_remote_port, map::REMOTE_PORT),
         (End::Local, tables.setup.any_local_port, map::LOCAL_PORT),

@@ -63,8 +63,8 @@ pub struct RuleRecord {
     pub fault: String,
     /// Which packets it acts on.
     pub direction: Direction,
-    /// The chance asked for, between 0 and 1.
-    pub asked: f64,
+    /// The chance asked for, between 0 and 1, if there is a single one.
+    pub asked: Option<f64>,
 }
 
 /// One line of a record.
@@ -204,8 +204,8 @@ impl Ledger for Journal {
         Ok(undo::hold()?)
     }
 
-    fn is_others(&self, change: &Change) -> std::result::Result<bool, Unwritten> {
-        Ok(undo::of_others(&self.id, self.netns)?.contains(change))
+    fn of_others(&self) -> std::result::Result<Vec<Change>, Unwritten> {
+        Ok(undo::of_others(&self.id, self.netns)?)
     }
 
     fn note(&mut self, change: Change) -> std::result::Result<(), Unwritten> {

@@ -16,7 +16,7 @@ mod watch;
 use std::{io, time::Duration};
 
 use chaos_ebpf::{
-    abi::{Count, Direction},
+    abi::{Count, DIRECTIONS, Direction},
     decide::eligible,
 };
 
@@ -34,10 +34,11 @@ use crate::{
     kernel::{
         self,
         attach::Attachment,
-        btf,
+        btf, change,
         clock::{self, Ticks},
-        counters::Counters,
-        mechanism::{Fault, Mechanism},
+        counters::{Counters, Effects},
+        detour::{Detour, Queue},
+        mechanism::Mechanism,
         probe,
         programs::{Environment, Programs},
     },
@@ -57,6 +58,10 @@ pub struct Plan {
     pub seed: u64,
     /// How long; until interrupted if it does not say.
     pub duration: Option<Duration>,
+    /// How many packets may wait in each direction.
+    pub limit: u32,
+    /// Whether the interface's own segmentation is switched off.
+    pub exact: bool,
 }
 
 /// A fault that could not be prepared, or whose owner lost hold of it.
@@ -68,6 +73,9 @@ pub enum SessionError {
     /// The kernel does not say where it keeps what.
     #[error("{0}; {remedy}", remedy = Mechanism::Btf.remedy())]
     Types(kernel::Error),
+    /// The kernel has no qdisc in which packets could wait.
+    #[error("{0}; {remedy}", remedy = Mechanism::SchFq.remedy())]
+    NoQueue(kernel::Error),
     /// The journal could not be written, and without it nothing is begun.
     #[error("{0}; without a journal there nothing is injected: make /run a writable tmpfs")]
     Journal(#[from] JournalError),
@@ -97,7 +105,16 @@ pub struct Prepared {
     tables: Tables,
     programs: Programs,
     attachments: Vec<Attachment>,
+    detours: Vec<Detour>,
     journal: Journal,
+}
+
+/// All that a run has in the kernel.
+struct Loaded {
+    tables: Tables,
+    programs: Programs,
+    attachments: Vec<Attachment>,
+    detours: Vec<Detour>,
 }
 
 impl Prepared {
@@ -119,8 +136,8 @@ impl Prepared {
         };
         let mut journal = Journal::begin(begun)?;
         match Self::attach(&plan, &mut journal) {
-            Ok((tables, programs, attachments)) => {
-                let mut prepared = Self { plan, tables, programs, attachments, journal };
+            Ok(Loaded { tables, programs, attachments, detours }) => {
+                let mut prepared = Self { plan, tables, programs, attachments, detours, journal };
                 match prepared.record() {
                     Ok(()) => Ok(prepared),
                     Err(error) => Err(prepared.given_up(error)),
@@ -132,21 +149,46 @@ impl Prepared {
                 if clean.is_ok() {
                     journal.end()?;
                 }
-                Err(error.into())
+                Err(error)
             }
         }
     }
 
-    fn attach(plan: &Plan, journal: &mut Journal) -> kernel::Result<(Tables, Programs, Vec<Attachment>)> {
-        let tables = Tables::new(&plan.rules);
-        let environment = Environment { owner_tgid: probe::own_tgid(), ethernet: plan.device.ethernet };
-        let mut programs = Programs::load(&tables, plan.seed, environment)?;
-        let mut attachments = Vec::new();
-        for direction in [Direction::In, Direction::Out].into_iter().filter(|way| tables.acts(*way)) {
-            let attachment = Attachment::new(&mut programs, &plan.device, Fault::Loss, direction, journal)?;
-            attachments.push(attachment);
+    fn attach(plan: &Plan, journal: &mut Journal) -> Result<Loaded, SessionError> {
+        let tables = Tables::new(&plan.rules, plan.seed);
+        let mut detours = Vec::new();
+        let (mut near, mut far) = ([0; DIRECTIONS], [0; DIRECTIONS]);
+        let directions: Vec<_> =
+            [Direction::In, Direction::Out].into_iter().filter(|way| tables.acts(*way)).collect();
+        for direction in &directions {
+            if let Some(detour) = detour(plan, *direction, journal.id())? {
+                (near[*direction as usize], far[*direction as usize]) = (detour.near, detour.far);
+                detours.push((*direction, detour));
+            }
         }
-        Ok((tables, programs, attachments))
+        let environment = Environment {
+            owner_tgid: probe::own_tgid(),
+            ethernet: plan.device.ethernet,
+            ifindex: plan.device.ifindex,
+            near,
+            far,
+            generation: clock::exact(),
+        };
+        let mut programs = Programs::load(&tables, plan.seed, environment)?;
+        for (direction, detour) in &mut detours {
+            detour.attach(&mut programs, *direction)?;
+        }
+        let mut attachments = Vec::new();
+        for direction in directions {
+            let rules = plan.rules.iter().filter(|rule| rule.direction == direction);
+            let faults: Vec<_> = rules.flat_map(Rule::faults).collect();
+            attachments.push(Attachment::new(&mut programs, &plan.device, &faults, direction, journal)?);
+        }
+        if plan.exact {
+            change::features_off(plan.device.ifindex, journal)?;
+        }
+        let detours = detours.into_iter().map(|(_, detour)| detour).collect();
+        Ok(Loaded { tables, programs, attachments, detours })
     }
 
     fn record(&mut self) -> Result<(), SessionError> {
@@ -180,7 +222,7 @@ impl Prepared {
     /// Whether links alone hold it, for which the owner need not be where the interface is.
     #[must_use]
     pub fn holds_itself(&self) -> bool {
-        self.journal.changes().is_empty()
+        self.journal.changes().is_empty() && self.detours.is_empty()
     }
 
     /// Arms: from here on packets are hit.
@@ -213,21 +255,54 @@ impl Prepared {
     ///
     /// [`Dirty`] if something is still there, or that cannot be established.
     pub fn end(self) -> Result<Vec<RuleReport>, Dirty> {
-        let Self { plan, tables: _, programs, attachments, journal } = self;
+        let Self { plan, tables: _, programs, attachments, detours, journal } = self;
         let hooks: Vec<_> = attachments.iter().map(hook_record).collect();
+        // What waits still comes, by the way back and past the programs, which are disarmed.
+        let queues: kernel::Result<Vec<_>> = detours.iter().map(|detour| detour.drain(DRAIN)).collect();
         drop(attachments);
+        drop(detours);
         let taken_back = journal.take_back();
         let counters = programs.counters();
         drop(programs);
         taken_back?;
         verify::gone(&hooks, journal.changes())?;
         journal.end().map_err(Dirty::journal)?;
-        Ok(report(&plan.rules, &counters.map_err(Dirty::unknown)?))
+        let mut reports = report(&plan.rules, &counters.map_err(Dirty::unknown)?);
+        // Of an interface that is gone the detours are as well, if its network namespace is.
+        let unsent = queues.unwrap_or_default();
+        for report in &mut reports {
+            report.queue_lost = unsent.iter().map(|queue| u64::from(queue.lost + queue.waiting)).sum();
+        }
+        Ok(reports)
     }
 }
 
+/// The way round of the packets that go this way, if any need one.
+fn detour(plan: &Plan, direction: Direction, id: &str) -> Result<Option<Detour>, SessionError> {
+    let rules: Vec<_> = plan.rules.iter().filter(|rule| rule.direction == direction).collect();
+    if !rules.iter().any(|rule| rule.needs_detour()) {
+        return Ok(None);
+    }
+    let waits = rules.iter().any(|rule| rule.impairments.waits());
+    let queue = waits.then_some(Queue { limit: plan.limit, horizon: HORIZON });
+    let checksums = !rules.iter().any(|rule| rule.impairments.breaks_checksums());
+    let name = format!("fl-{id}-{}", direction.name());
+    match Detour::new(&name, queue, checksums) {
+        Err(error) if error.call == "netlink(RTM_NEWQDISC)" && error.errno() == libc::ENOENT => {
+            Err(SessionError::NoQueue(error))
+        }
+        made => Ok(Some(made?)),
+    }
+}
+
+/// What fq lets wait: several delays in a row, and what waits before a wire.
+const HORIZON: Duration = Duration::from_secs(600);
+
+/// How long what waits is given to come out when a fault ends.
+const DRAIN: Duration = Duration::from_secs(1);
+
 fn rule_record(rule: &Rule) -> RuleRecord {
-    RuleRecord { fault: rule.label.clone(), direction: rule.direction, asked: rule.asked }
+    RuleRecord { fault: rule.label.clone(), direction: rule.direction, asked: rule.impairments.chance() }
 }
 
 fn hook_record(attachment: &Attachment) -> HookRecord {
@@ -270,6 +345,19 @@ impl Armed {
         (Duration::from_nanos(now.saturating_sub(self.since)), left)
     }
 
+    /// Whether anything changes while it runs.
+    fn is_ramped(&self) -> bool {
+        self.prepared.plan.rules.iter().any(|rule| !rule.impairments.ramps.is_empty())
+    }
+
+    /// Writes what has changed since it was armed.
+    fn ramp(&mut self) -> kernel::Result<()> {
+        let elapsed = Duration::from_nanos(clock::exact().saturating_sub(self.since));
+        let Prepared { plan, tables, programs, .. } = &mut self.prepared;
+        tables.ramp(&plan.rules, elapsed, plan.seed);
+        programs.set_rules(&tables.rules)
+    }
+
     /// What has been counted so far.
     ///
     /// # Errors
@@ -304,8 +392,8 @@ pub struct RuleReport {
     pub fault: String,
     /// Which packets it acts on.
     pub direction: Direction,
-    /// The chance asked for, between 0 and 1.
-    pub asked: f64,
+    /// The chance asked for, between 0 and 1, if there is a single one.
+    pub asked: Option<f64>,
     /// Packets that came by its hook while armed.
     pub seen: Count,
     /// Packets among them that met its conditions.
@@ -314,6 +402,10 @@ pub struct RuleReport {
     pub eligible: u64,
     /// Packets it acted on.
     pub fired: Count,
+    /// What it did to these.
+    pub effects: Effects,
+    /// Packets of the whole run that could not wait, or still waited when it ended.
+    pub queue_lost: u64,
 }
 
 fn report(rules: &[Rule], counters: &Counters) -> Vec<RuleReport> {
@@ -323,11 +415,13 @@ fn report(rules: &[Rule], counters: &Counters) -> Vec<RuleReport> {
             rule: number,
             fault: rule.label.clone(),
             direction: rule.direction,
-            asked: rule.asked,
+            asked: rule.impairments.chance(),
             seen: counters.seen[rule.direction as usize],
             matched: count.matched,
             eligible: eligible(&rule.window, count.matched.packets),
             fired: count.fired,
+            effects: count.effects,
+            queue_lost: 0,
         })
         .collect()
 }

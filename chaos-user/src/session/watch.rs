@@ -21,6 +21,9 @@ use crate::kernel::{self, clock};
 /// How soon a vanished interface is noticed.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// How often what changes is written.
+const STEP: Duration = Duration::from_millis(20);
+
 /// Why a fault ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
@@ -112,12 +115,16 @@ pub fn watch(
     let mut renewal = Instant::now() + RENEWAL;
     loop {
         let until_renewal = renewal.saturating_duration_since(Instant::now());
-        let wait = armed.time().1.map_or(LOOK, |left| left.min(LOOK)).min(until_renewal);
+        let look = if armed.is_ramped() { STEP } else { LOOK };
+        let wait = armed.time().1.map_or(look, |left| left.min(look)).min(until_renewal);
         if let Some(ending) = signals.wait(observer.output(), wait).map_err(proc)? {
             return Ok(ending);
         }
         if let Some(ending) = armed.ending()? {
             return Ok(ending);
+        }
+        if armed.is_ramped() {
+            armed.ramp()?;
         }
         if Instant::now() >= renewal {
             renewal = Instant::now() + RENEWAL;

@@ -1,13 +1,19 @@
 //! What the user wrote, as values that cannot be invalid. Every message says what would be right; the caller
 //! names the option.
 
+mod impair;
 mod net;
 mod percent;
+mod ramp;
 mod select;
+mod units;
 
-pub use net::{LossSpec, NetSpec, Sides};
+pub use impair::{Chance, Corrupt, Delay, Distribution, Impairments, Loss, Rate, Reorder};
+pub use net::{FaultSpec, NetSpec, Sides};
 pub use percent::Percent;
+pub use ramp::Ramp;
 pub use select::{PortRange, Protocol, Selectors, parse_count, parse_duration, parse_network, parse_whole};
+pub use units::show_rate;
 
 /// Text that means nothing we know.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

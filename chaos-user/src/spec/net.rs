@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use chaos_ebpf::abi::{Direction, Window};
 
-use super::{Percent, Selectors};
+use super::{Impairments, Selectors};
 use crate::target::Netns;
 
 /// Which packets of an interface: those it receives, those it sends, or the conversation of both.
@@ -31,11 +31,11 @@ impl Sides {
     }
 }
 
-/// Packet loss.
+/// What is done to which packets.
 #[derive(Clone, Debug, PartialEq)]
-pub struct LossSpec {
-    /// The chance of each packet to be lost.
-    pub percent: Percent,
+pub struct FaultSpec {
+    /// What is done to them.
+    pub impairments: Impairments,
     /// Where.
     pub sides: Sides,
     /// Which packets: as they go in the fault's direction, and with [`Sides::Both`] as they are sent; what
@@ -45,10 +45,10 @@ pub struct LossSpec {
     pub window: Window,
 }
 
-impl fmt::Display for LossSpec {
+impl fmt::Display for FaultSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { percent, sides: _, selectors, window } = self;
-        write!(f, "loss {percent}{selectors}")?;
+        let Self { impairments, sides: _, selectors, window } = self;
+        write!(f, "{impairments}{selectors}")?;
         if window.skip != 0 {
             write!(f, " --skip {}", window.skip)?;
         }
@@ -70,9 +70,13 @@ pub struct NetSpec {
     /// The network namespace it lies in; the caller's own if none is named.
     pub netns: Option<Netns>,
     /// The faults.
-    pub faults: Vec<LossSpec>,
+    pub faults: Vec<FaultSpec>,
     /// Seed of the random numbers; drawn if none is given.
     pub seed: Option<u64>,
     /// How long; until interrupted if it does not say.
     pub duration: Option<Duration>,
+    /// How many packets may wait, if that was said.
+    pub limit: Option<u32>,
+    /// Whether the interface's own segmentation is switched off.
+    pub exact: bool,
 }

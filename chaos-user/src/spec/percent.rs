@@ -11,6 +11,23 @@ use super::Invalid;
 pub struct Percent(f64);
 
 impl Percent {
+    /// Never.
+    pub const NONE: Self = Self(0.0);
+    /// Always.
+    pub const ALL: Self = Self(100.0);
+
+    /// A chance between 0 and 1.
+    #[must_use]
+    pub fn of(fraction: f64) -> Self {
+        Self((fraction * 100.0).clamp(0.0, 100.0))
+    }
+
+    /// The chance that it does not happen.
+    #[must_use]
+    pub fn rest(self) -> Self {
+        Self(100.0 - self.0)
+    }
+
     /// The chance between 0 and 1.
     #[must_use]
     pub fn fraction(self) -> f64 {

@@ -11,6 +11,8 @@ pub struct Device {
     pub ifindex: u32,
     /// Whether its frames begin with an Ethernet header, or with IP.
     pub ethernet: bool,
+    /// Whether what it sends is what it receives.
+    pub loopback: bool,
 }
 
 /// An interface that is not there, or of a kind whose packets cannot be read.
@@ -31,6 +33,21 @@ pub enum DeviceError {
         name: String,
         /// Its type.
         layer: u16,
+    },
+    /// Bare IP, where a way round cannot be had.
+    #[error("{name} has no Ethernet header, and delay, rate and corrupt need an interface that has one")]
+    NoEthernet {
+        /// Its name.
+        name: String,
+    },
+    /// Loopback, whose packets have been routed when they are sent, and are not routed again.
+    #[error(
+        "delay, rate, corrupt, and duplicate --direction in cannot be had on {name}: the kernel takes no packet in \
+         that comes back to it; aim at another interface"
+    )]
+    Loopback {
+        /// Its name.
+        name: String,
     },
     /// The kernel's answer.
     #[error(transparent)]
@@ -64,6 +81,7 @@ impl Device {
             | ARPHRD_RAWIP => false,
             layer => return Err(DeviceError::LinkType { name: name.into(), layer }),
         };
-        Ok(Self { name: link.name, ifindex: link.index, ethernet })
+        let loopback = link.layer == libc::ARPHRD_LOOPBACK;
+        Ok(Self { name: link.name, ifindex: link.index, ethernet, loopback })
     }
 }

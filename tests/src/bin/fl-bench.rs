@@ -18,6 +18,7 @@ use chaos_user::{
         programs::{Environment, Programs},
         sys,
     },
+    spec::Impairments,
 };
 use ipnet::{IpNet, Ipv4Net};
 
@@ -88,13 +89,20 @@ impl Peers {
 
 fn main() -> Result<()> {
     println!("BPF_PROG_TEST_RUN, {RUNS} repeats, the fastest of {MEASUREMENTS} parts, nanoseconds a run");
-    println!("{:<62} {:>5} {:>5} {:>6}", "PROGRAM", "BARE", "OURS", "ABOVE");
+    println!("{:<70} {:>5} {:>5} {:>6}", "PROGRAM", "BARE", "OURS", "ABOVE");
     let mut bare = Bare::load(Peers::None, 1)?;
     let pass = bare.run("fl_bare_pass", Keys::Hot)?;
     let drop = bare.run("fl_bare_drop", Keys::Hot)?;
     let tc = bare.run("fl_bare_tc", Keys::Hot)?;
 
-    let armed = |rules, port| Case { rules, peers: Peers::None, keys: Keys::Hot, port, hook: Direction::In };
+    let armed = |rules, port| Case {
+        fault: "loss 30%",
+        rules,
+        peers: Peers::None,
+        keys: Keys::Hot,
+        port,
+        hook: Direction::In,
+    };
     row("XDP, disarmed; beside a bare pass", pass, armed(1, FIRST_PORT).disarmed()?);
     for rules in RULES {
         let last = FIRST_PORT + rules - 1;
@@ -111,6 +119,10 @@ fn main() -> Result<()> {
         let sent = |port| Case { hook: Direction::Out, ..armed(rules, port) };
         row(&format!("tc, {rules} rules by port, no match; beside a bare pass"), tc, sent(9).run()?);
         row(&format!("tc, {rules} rules by port, match; beside a bare pass"), tc, sent(last).run()?);
+    }
+    for fault in FAULTS {
+        let case = Case { fault, hook: Direction::Out, ..armed(1, FIRST_PORT) };
+        row(&format!("tc, {fault}, match; beside a bare pass"), tc, case.run()?);
     }
     for count in [1, 1_000, 65_536] {
         for peers in [Peers::Addresses(count), Peers::Prefixes(count)] {
@@ -130,18 +142,34 @@ fn by_peer(peers: Peers, keys: Keys, count: u32) -> Result<()> {
     };
     let bare = Bare::load(peers, count)?.run(lookup, keys)?;
     for rules in RULES {
-        let case = Case { rules, peers, keys, port: FIRST_PORT + rules - 1, hook: Direction::In };
+        let port = FIRST_PORT + rules - 1;
+        let case = Case { fault: "loss 30%", rules, peers, keys, port, hook: Direction::In };
         row(&format!("XDP, {rules} rules, {peers}, {keys}, match"), bare, case.run()?);
     }
     Ok(())
 }
 
 fn row(what: &str, bare: u32, ours: u32) {
-    println!("{what:<62} {bare:>5} {ours:>5} {:>+6}", i64::from(ours) - i64::from(bare));
+    println!("{what:<70} {bare:>5} {ours:>5} {:>+6}", i64::from(ours) - i64::from(bare));
 }
+
+/// The decisions of all faults. There is no detour here: what would be sent round is passed, and what happens
+/// by chance does not.
+const FAULTS: [&str; 9] = [
+    "loss 30% 25%",
+    "loss gemodel 1% 10%",
+    "duplicate 0%",
+    "corrupt 0%",
+    "delay 1ms",
+    "delay 1ms 100us 25% distribution normal",
+    "delay 1ms reorder 100%",
+    "rate 1tbit",
+    "loss 1% rate 1tbit delay 1ms",
+];
 
 /// One measurement of our program.
 struct Case {
+    fault: &'static str,
     rules: u16,
     peers: Peers,
     keys: Keys,
@@ -159,10 +187,10 @@ impl Case {
     }
 
     fn measure(&self, lease_until: u64) -> Result<u32> {
-        let rules: Vec<_> = (0..self.rules).map(|index| self.rule(index)).collect();
+        let rules = (0..self.rules).map(|index| self.rule(index)).collect::<Result<Vec<_>>>()?;
         // Nobody's packets are spared: the test runs are made by this very process.
-        let environment = Environment { owner_tgid: 0, ethernet: true };
-        let mut programs = Programs::load(&Tables::new(&rules), 1, environment)?;
+        let environment = Environment { ethernet: true, ..Environment::default() };
+        let mut programs = Programs::load(&Tables::new(&rules, 1), 1, environment)?;
         programs.set_control(Control { epoch: 1, not_before: 0, lease_until })?;
         let packet = packet(self.port);
         match self.hook {
@@ -174,7 +202,7 @@ impl Case {
         }
     }
 
-    fn rule(&self, index: u16) -> Rule {
+    fn rule(&self, index: u16) -> Result<Rule> {
         let port = (FIRST_PORT + index).to_string();
         let remote = self.peers.networks();
         let port = port.parse().into_iter().collect();
@@ -182,14 +210,14 @@ impl Case {
             Direction::In => (Vec::new(), port),
             Direction::Out => (port, Vec::new()),
         };
-        Rule {
+        let words: Vec<_> = self.fault.split(' ').map(ToString::to_string).collect();
+        Ok(Rule {
             label: String::new(),
             direction: self.hook,
             matches: Match { remote, local_ports, remote_ports, ..Match::default() },
             window: Window::ALL,
-            asked: 0.3,
-            threshold: 1_288_490_189,
-        }
+            impairments: Impairments::parse(&words)?,
+        })
     }
 }
 

@@ -7,10 +7,7 @@ use std::{
     thread,
 };
 
-use chaos_ebpf::{
-    abi::{Control, Direction, MAX_RULES, Window},
-    decide::ALWAYS,
-};
+use chaos_ebpf::abi::{Control, Direction, MAX_RULES, Window};
 use chaos_user::{
     fault::{Match, Rule, Tables},
     kernel::{
@@ -123,8 +120,8 @@ fn try_shape(shape: Shape) -> Result {
     let [remote, local, ports, protocol, ethernet, many] = shape;
     let ethernet = ethernet == 1;
     let rules = rules(shape)?;
-    let environment = Environment { owner_tgid: 0, ethernet };
-    let mut programs = Programs::load(&Tables::new(&rules), 1, environment)?;
+    let environment = Environment { ethernet, ..Environment::default() };
+    let mut programs = Programs::load(&Tables::new(&rules, 1), 1, environment)?;
     programs.set_control(Control { epoch: 1, not_before: 0, lease_until: u64::MAX })?;
     for family in Family::BOTH {
         let there = [remote, local].iter().all(|end| {
@@ -172,8 +169,7 @@ fn rules([remote, local, ports, protocol, _, many]: Shape) -> Result<Vec<Rule>> 
         direction: if number.is_multiple_of(2) { Direction::In } else { Direction::Out },
         matches: matches.clone(),
         window: Window::ALL,
-        asked: 1.0,
-        threshold: ALWAYS,
+        impairments: super::everything_lost(),
     };
     Ok((0..if many == 0 { 1 } else { MAX_RULES }).map(rule).collect())
 }

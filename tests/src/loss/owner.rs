@@ -6,10 +6,7 @@ use std::{
 };
 
 use aya_obj::generated::{XDP_FLAGS_DRV_MODE, bpf_attach_type};
-use chaos_ebpf::{
-    abi::{Control, Direction, Window},
-    decide::ALWAYS,
-};
+use chaos_ebpf::abi::{Control, Direction, Window};
 use chaos_user::{
     fault::{Match, Rule, Tables},
     kernel::{
@@ -65,11 +62,11 @@ fn attach(lab: &Lab, owner: Pid) -> Result<(Programs, OwnedFd)> {
         direction: Direction::In,
         matches: Match { protocols: vec![6], ..Match::default() },
         window: Window::ALL,
-        asked: 1.0,
-        threshold: ALWAYS,
+        impairments: super::everything_lost(),
     };
-    let environment = Environment { owner_tgid: owner.as_raw().cast_unsigned(), ethernet: true };
-    let mut programs = Programs::load(&Tables::new(&[rule]), 1, environment)?;
+    let environment =
+        Environment { owner_tgid: owner.as_raw().cast_unsigned(), ethernet: true, ..Environment::default() };
+    let mut programs = Programs::load(&Tables::new(&[rule], 1), 1, environment)?;
     programs.set_control(Control { epoch: 1, not_before: 0, lease_until: u64::MAX })?;
     let target = Target::Interface(lab.near.index(NEAR_DEVICE)?);
     let program = programs.xdp()?.as_fd();

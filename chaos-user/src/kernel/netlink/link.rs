@@ -10,7 +10,10 @@ use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage},
-    link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    link::{
+        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags,
+        LinkInfo, LinkMessage,
+    },
 };
 
 use super::{Netlink, attribute, text, u16_at, u32_at};
@@ -87,6 +90,13 @@ impl Link {
             gso_max_segs: number(IFLA_GSO_MAX_SEGS),
         })
     }
+}
+
+/// An interface that sends nothing of its own, for [`Netlink::set_quiet`].
+#[derive(Clone, Copy, Debug)]
+pub struct Quiet {
+    /// Largest packet above the link layer.
+    pub mtu: u32,
 }
 
 /// A pair of virtual Ethernet interfaces, for [`Netlink::add_veth`].
@@ -218,6 +228,22 @@ impl Netlink {
         message.header.change_mask = LinkFlags::Up;
         message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
         self.set_link(message, &format!("interface {index} {}", if up { "up" } else { "down" }))
+    }
+
+    /// Makes an interface one that nobody's addresses are looked for on, and that gives itself none.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn set_quiet(&mut self, index: u32, quiet: Quiet) -> Result<()> {
+        let mut message = with_index(index);
+        message.header.change_mask = LinkFlags::Noarp | LinkFlags::Multicast;
+        message.header.flags = LinkFlags::Noarp;
+        message.attributes.push(LinkAttribute::Mtu(quiet.mtu));
+        message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![
+            AfSpecInet6::AddrGenMode(In6AddrGenMode::None),
+        ])]));
+        self.set_link(message, &format!("interface {index} quiet"))
     }
 
     /// Moves an interface to another network namespace, where it arrives down and without addresses.

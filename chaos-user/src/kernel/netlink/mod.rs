@@ -19,7 +19,7 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::sched::{CloneFlags, setns};
 
 pub use self::{
-    link::{Link, Veth},
+    link::{Link, Quiet, Veth},
     tc::{BpfFilter, Direction, Filter, Qdisc, ROOT},
 };
 use super::{Error, Result};

@@ -15,6 +15,8 @@ use crate::kernel::Result;
 const HEADER: usize = 20;
 const TCA_KIND: u16 = 1;
 const TCA_OPTIONS: u16 = 2;
+const TCA_STATS2: u16 = 7;
+const TCA_STATS_QUEUE: u16 = 3;
 const TCA_BPF_FD: u16 = 6;
 const TCA_BPF_NAME: u16 = 7;
 const TCA_BPF_ID: u16 = 11;
@@ -35,6 +37,10 @@ pub struct Qdisc {
     pub parent: u32,
     /// The kind's own options, as the kernel writes them: enough to make it again.
     pub options: Vec<u8>,
+    /// How many packets wait in it.
+    pub waiting: u32,
+    /// How many packets it has dropped.
+    pub drops: u32,
 }
 
 /// The side of an interface a filter is on.
@@ -98,7 +104,13 @@ impl Netlink {
         let answers = self.dump(&message, "netlink(RTM_GETQDISC)", &format!("interface {index}"))?;
         let parse = |answer: &Vec<u8>| {
             let attributes = answer.get(HEADER..)?;
+            // struct gnet_stats_queue: packets, bytes, drops, ..
+            let queue = attribute(attributes, TCA_STATS2)
+                .and_then(|stats| attribute(stats, TCA_STATS_QUEUE))
+                .unwrap_or_default();
             Some(Qdisc {
+                waiting: u32_at(queue, 0).unwrap_or(0),
+                drops: u32_at(queue, 8).unwrap_or(0),
                 kind: text(attribute(attributes, TCA_KIND)?),
                 handle: u32_at(answer, 8)?,
                 parent: u32_at(answer, 12)?,

@@ -206,7 +206,9 @@ mod tests {
         assert_eq!(modern[1].mechanism, Some(M::Tcx));
 
         let old = faults(&findings(&[M::Btf, M::Clsact]));
-        assert_eq!(old.iter().map(|fault| fault.mechanism).collect::<Vec<_>>(), [Some(M::Clsact); 2]);
+        assert_eq!([old[0].mechanism, old[1].mechanism], [Some(M::Clsact); 2]);
+        let delay = old.iter().find(|support| support.fault == Fault::Delay);
+        assert_eq!(delay.map(|support| &support.missing[..]), Some(&[M::SchFq][..]));
     }
 
     #[test]

@@ -1,0 +1,208 @@
+//! Network faults as rules: which packets, and what is done to them.
+
+use std::time::Duration;
+
+use chaos_ebpf::{
+    abi::{self, Direction, effect},
+    decide::random_start,
+};
+
+use super::{Match, Rule};
+use crate::spec::{self, FaultSpec, Impairments, Loss, Selectors, Sides, show_rate};
+
+/// The rules of one fault: one for each direction it acts in.
+#[must_use]
+pub fn rules(spec: &FaultSpec) -> Vec<Rule> {
+    let directions = spec.sides.directions();
+    directions
+        .iter()
+        .map(|direction| Rule {
+            label: spec.to_string(),
+            direction: *direction,
+            matches: matches(&spec.selectors, spec.sides, *direction),
+            window: spec.window,
+            impairments: spec.impairments.clone(),
+        })
+        .collect()
+}
+
+/// Source and destination as remote and local end. A conversation is described as it is sent, so what is
+/// received of it has its destination where the description has its source.
+fn matches(selectors: &Selectors, sides: Sides, direction: Direction) -> Match {
+    let Selectors { to, from, port, sport, proto } = selectors.clone();
+    let protocols = proto.into_iter().flat_map(spec::Protocol::numbers).collect();
+    if direction == Direction::In && sides != Sides::Both {
+        Match { remote: from, local: to, remote_ports: sport, local_ports: port, protocols }
+    } else {
+        Match { remote: to, local: from, remote_ports: port, local_ports: sport, protocols }
+    }
+}
+
+/// What the kernel is told to do, after this time: all of a rule but its end and its window.
+/// `table` is where the distribution of delays lies, and how many entries it has.
+#[must_use]
+pub fn effects(impairments: &Impairments, elapsed: Duration, table: (u32, u32), seed: u64) -> abi::Rule {
+    let Impairments { loss, duplicate, corrupt, reorder, rate, delay, ramps: _ } = impairments.at(elapsed);
+    let mut rule = abi::Rule::NOTHING;
+    match loss {
+        None => {}
+        Some(Loss::Random(it)) => {
+            rule.effects |= effect::LOSS;
+            rule.loss = chance(it);
+        }
+        Some(Loss::PerFlow(percent)) => {
+            rule.effects |= effect::PER_FLOW;
+            rule.loss.threshold = percent.threshold();
+            // The same both ways: not of the rule, but of the run.
+            rule.flow_seed = random_start(seed, u32::MAX, 0) as u32;
+        }
+        Some(Loss::Bursts(model)) => {
+            let [to_bad, to_good, bad_loss, good_loss] = model.map(spec::Percent::threshold);
+            rule.effects |= effect::BURSTS;
+            rule.bursts = abi::Bursts { to_bad, to_good, bad_loss, good_loss };
+        }
+    }
+    if let Some(it) = duplicate {
+        rule.effects |= effect::DUPLICATE;
+        rule.duplicate = chance(it);
+    }
+    if let Some(it) = corrupt {
+        rule.effects |= effect::CORRUPT | if it.fix_checksum { effect::FIX_CHECKSUM } else { 0 };
+        rule.corrupt = chance(it.chance);
+        rule.corrupt_bits = it.bits;
+        rule.corrupt_offset = it.offset.map_or(-1, u32::cast_signed);
+    }
+    if let Some(it) = reorder {
+        rule.effects |= effect::REORDER;
+        rule.reorder = chance(it.chance);
+        rule.reorder_gap = it.gap;
+    }
+    if let Some(it) = rate {
+        rule.effects |= effect::RATE | effect::KEEP_ORDER;
+        rule.rate = wire(&it);
+    }
+    if let Some(it) = delay {
+        rule.effects |= effect::DELAY;
+        if it.reorders {
+            rule.effects &= !effect::KEEP_ORDER;
+        } else {
+            rule.effects |= effect::KEEP_ORDER;
+        }
+        rule.delay = abi::Delay {
+            time: it.time.as_nanos() as u64,
+            jitter: it.jitter.as_nanos() as u64,
+            correlation: it.correlation.threshold(),
+            table: table.0,
+            entries: table.1,
+            pad: 0,
+        };
+    }
+    rule
+}
+
+/// Most packets that wait at once in a direction, unless it is asked for fewer: with their bookkeeping a gigabyte of
+/// small ones, and some of large ones.
+pub const MOST_WAITING: u32 = 1_000_000;
+
+/// More packets than can wait.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "a delay of {delay} on a wire of {rate} is {packets} full packets under way, and {limit} can wait: with this \
+     rate a delay of {fitting_delay} fits, with this delay a rate of {fitting_rate}"
+)]
+pub struct TooManyWaiting {
+    delay: humantime::FormattedDuration,
+    rate: String,
+    packets: u64,
+    limit: u32,
+    fitting_delay: humantime::FormattedDuration,
+    fitting_rate: String,
+}
+
+/// Checks that what is under way on each wire finds room, as far as that is known: without a rate it is not.
+///
+/// # Errors
+///
+/// [`TooManyWaiting`].
+pub fn check_room(rules: &[Rule], limit: u32) -> Result<(), TooManyWaiting> {
+    for impairments in rules.iter().map(|rule| &rule.impairments) {
+        let (Some(rate), delay) = (impairments.rate, impairments.longest_delay()) else { continue };
+        let packet_ns = u128::from(FULL_PACKET) * 8_000_000_000;
+        let packets = u128::from(rate.bits) * delay.as_nanos() / packet_ns;
+        if packets > u128::from(limit) {
+            let shortest = |nanoseconds: u128| {
+                let milliseconds = u64::try_from(nanoseconds / 1_000_000).unwrap_or(u64::MAX);
+                humantime::format_duration(Duration::from_millis(milliseconds))
+            };
+            let fitting = u128::from(limit) * packet_ns;
+            return Err(TooManyWaiting {
+                delay: humantime::format_duration(delay),
+                rate: show_rate(rate.bits),
+                packets: u64::try_from(packets).unwrap_or(u64::MAX),
+                limit,
+                fitting_delay: shortest(fitting / u128::from(rate.bits)),
+                fitting_rate: show_rate(
+                    u64::try_from(fitting / delay.as_nanos()).unwrap_or(u64::MAX) / 1000 * 1000,
+                ),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn chance(chance: spec::Chance) -> abi::Chance {
+    abi::Chance { threshold: chance.percent.threshold(), correlation: chance.correlation.threshold() }
+}
+
+/// Bytes of a full packet on Ethernet, by which the limit of what may wait is reckoned.
+pub const FULL_PACKET: u64 = 1514;
+
+/// A byte takes `8e9 / rate` nanoseconds, which the kernel is given times 2^20.
+fn wire(rate: &spec::Rate) -> abi::Rate {
+    let time = |bytes: u64| {
+        (u128::from(bytes) * 8_000_000_000 / u128::from(rate.bits)).min(u128::from(u64::MAX >> 1))
+    };
+    abi::Rate {
+        byte_time: ((8_000_000_000_u128 << 20) / u128::from(rate.bits)) as u64,
+        burst: time(rate.burst) as u64,
+        limit: time(u64::from(rate.limit) * FULL_PACKET) as u64,
+        overhead: rate.overhead,
+        pad: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chaos_ebpf::abi::Window;
+
+    use super::*;
+    use crate::spec::parse_network;
+
+    fn to_web(sides: Sides) -> Vec<Rule> {
+        let selectors = Selectors {
+            to: vec![parse_network("10.0.0.2").expect("valid")],
+            port: vec!["80".parse().expect("valid")],
+            ..Selectors::default()
+        };
+        let impairments = Impairments::parse(&["loss".into(), "5%".into()]).expect("valid");
+        rules(&FaultSpec { impairments, sides, selectors, window: Window::ALL })
+    }
+
+    #[test]
+    fn a_destination_is_remote_when_sent_and_local_when_received() {
+        let [sent] = &to_web(Sides::Out)[..] else { panic!("one rule") };
+        assert_eq!((sent.matches.remote.len(), sent.matches.remote_ports.len()), (1, 1));
+        assert_eq!((sent.matches.local.len(), sent.matches.local_ports.len()), (0, 0));
+        let [received] = &to_web(Sides::In)[..] else { panic!("one rule") };
+        assert_eq!((received.matches.local.len(), received.matches.local_ports.len()), (1, 1));
+        assert!(received.matches.remote.is_empty());
+    }
+
+    #[test]
+    fn both_is_the_conversation() {
+        let [received, sent] = &to_web(Sides::Both)[..] else { panic!("two rules") };
+        assert_eq!((received.direction, sent.direction), (Direction::In, Direction::Out));
+        assert_eq!(received.matches, sent.matches);
+        assert_eq!(sent.matches.remote.len(), 1);
+    }
+}

@@ -1,0 +1,135 @@
+//! Packets that come later.
+
+use std::time::Duration;
+
+use super::{Flows, NOISE, PORT, arm, combinations, count, end, few, lab, median, milliseconds, whole};
+use crate::{
+    ensure,
+    error::Result,
+    harness::rounds,
+    lab::Family,
+    stats::acceptance,
+    traffic::{
+        Counters,
+        probe::{Pace, Probe},
+    },
+};
+
+const ASKED: i64 = 40;
+
+/// Before, during and after; both ways and families. That the receiver's timestamp is that of the delayed packet is
+/// seen by what is measured: by it.
+pub(super) fn constant() -> Result {
+    let lab = lab()?;
+    for (way, family) in combinations().iter().copied() {
+        let what = |when: &str| format!("{when}, {} {family}", way.name());
+        let flows = Flows::open(&lab, way, family)?;
+        ensure!(median(&flows.delays(&what("before"))?) < NOISE, "slow before");
+        let fault = arm(&lab, &format!("delay {ASKED}ms --direction {} --port {PORT}", way.name()))?;
+        let delays = flows.delays(&what("during"))?;
+        // A detour is allowed for by the running mean of what it takes, which may be off by what it varies.
+        let early = delays.iter().filter(|delay| **delay < ASKED - 3).count();
+        ensure!(early <= delays.len() / 20, "{}: too early: {delays:?}", what("during"));
+        let middle = median(&delays);
+        ensure!((ASKED - 1..ASKED + NOISE).contains(&middle), "{}: {delays:?}", what("during"));
+        let (arrivals, _) = flows.target.run(few())?;
+        let late: Vec<i64> = arrivals.iter().map(|arrival| arrival.handed_over / 1_000_000).collect();
+        ensure!(median(&late) < NOISE, "{}: handed over after {late:?} ms", what("during"));
+        let summary = end(&fault)?;
+        let expected = 2 * u64::from(few().count);
+        let counted = [count(&summary, "fired/packets")?, count(&summary, "effects/delayed")?];
+        ensure!(counted == [expected; 2] && count(&summary, "queue_lost")? == 0, "{summary}");
+        ensure!(median(&flows.delays(&what("after"))?) < NOISE, "slow after");
+    }
+    Ok(())
+}
+
+/// Packets come each millisecond, and deviate by five.
+pub(super) fn jitter() -> Result {
+    let lab = lab()?;
+    let flow = Probe::open(lab.outward(Family::V4), 4000, PORT)?;
+    let pace = Pace { count: rounds(1000), interval: Duration::from_millis(1), ..few() };
+    let spread = |delays: &[i64]| {
+        let mean = delays.iter().sum::<i64>() as f64 / delays.len() as f64;
+        (delays.iter().map(|delay| (*delay as f64 - mean).powi(2)).sum::<f64>() / delays.len() as f64).sqrt()
+    };
+
+    let fault = arm(&lab, "delay 30ms 5ms distribution normal --proto udp")?;
+    let arrived = flow.run(pace)?;
+    end(&fault)?;
+    let kept = whole("order is kept", &arrived)?;
+    // A packet that waits for one CPU may be overtaken by one that waits for another: veth's own doing.
+    let overtaken = arrived.0.windows(2).filter(|pair| pair[0].sequence > pair[1].sequence).count();
+    ensure!(overtaken * 50 <= kept.len(), "{overtaken} of {} out of order", kept.len());
+    let fault = arm(&lab, "delay 30ms 5ms distribution normal --proto udp --reorder-by-jitter")?;
+    let (arrivals, sent) = flow.run(pace)?;
+    end(&fault)?;
+    let reordered = arrivals.windows(2).filter(|pair| pair[0].sequence > pair[1].sequence).count();
+    ensure!(arrivals.len() as u32 == sent, "{} of {sent} came", arrivals.len());
+    // Two deviations differ by 7 ms, a packet comes each: nearly half overtake the one before.
+    ensure!(reordered * 5 > arrivals.len(), "{reordered} of {sent} out of order");
+    let delays = milliseconds(&arrivals);
+    let (kept, free) = (spread(&kept), spread(&delays));
+    ensure!((4.0..15.0).contains(&free) && kept < free + 5.0, "standard deviation {free}, {kept} in order");
+    Ok(())
+}
+
+/// A right program fails in one of 10,000.
+pub(super) fn reorder() -> Result {
+    let lab = lab()?;
+    let flow = Probe::open(lab.outward(Family::V6), 4000, PORT)?;
+    let pace = Pace { count: rounds(1000), interval: Duration::from_millis(1), ..few() };
+    for (gap, share) in [(1, 0.3), (4, 0.3 / (1.0 + 3.0 * 0.3))] {
+        let fault = arm(&lab, &format!("delay 60ms reorder 30% gap {gap} --proto udp"))?;
+        let (arrivals, sent) = flow.run(pace)?;
+        let summary = end(&fault)?;
+        ensure!(arrivals.len() as u32 == sent, "{} of {sent} came", arrivals.len());
+        let early = arrivals.iter().filter(|arrival| arrival.delay < 30_000_000).count() as u64;
+        ensure!(early == count(&summary, "effects/reordered")?, "{early} came early: {summary}");
+        // With a gap the waits between two are not independent: this allows for more than they vary.
+        let expected = acceptance(u64::from(sent), share, 0.9999);
+        ensure!(expected.contains(&early), "gap {gap}: {early} of {sent} early, not {expected:?}");
+    }
+    Ok(())
+}
+
+/// From nothing to 100 ms in two seconds, and there it stays.
+pub(super) fn ramp() -> Result {
+    let lab = lab()?;
+    let flow = Probe::open(lab.outward(Family::V4), 4000, PORT)?;
+    let fault = arm(&lab, "delay 0..100ms/2s --proto udp")?;
+    let pace = Pace { count: 125, interval: Duration::from_millis(20), ..few() };
+    let delays = whole("ramp", &flow.run(pace)?)?;
+    end(&fault)?;
+    let part = |from: usize, to: usize| median(&delays[from..to]);
+    // The probes begin a little after the ramp.
+    ensure!((0..40).contains(&part(0, 5)), "{delays:?}");
+    ensure!((45..90).contains(&part(48, 53)), "{delays:?}");
+    ensure!((99..100 + NOISE).contains(&part(115, 125)), "{delays:?}");
+    Ok(())
+}
+
+/// 100 ms of 25,000 packets a second, for five seconds; under emulation 10,000 for two, which is about what a guest
+/// carries: at 40,000 netem loses packets there as well, which then do not find room in the CPU's backlog.
+pub(super) fn queue() -> Result {
+    let lab = lab()?;
+    let flow = Probe::open(lab.outward(Family::V4), 4000, PORT)?;
+    let before = Counters::read(&lab.far)?;
+    let fault = arm(&lab, "delay 100ms --proto udp")?;
+    let rate = rounds(25_000);
+    let interval = Duration::from_secs(1) / rate;
+    let pace = Pace { count: rate * if rate == 25_000 { 5 } else { 2 }, interval, ..few() };
+    let (arrivals, sent) = flow.run(pace)?;
+    let summary = end(&fault)?;
+    println!("{sent} packets at {rate} a second");
+    // Packets come in bursts, and the program may not be as fast: its socket's buffer is not ours.
+    let counted = Counters::read(&lab.far)?.since(&before);
+    let came = arrivals.len() as i64 + counted.get("UdpRcvbufErrors");
+    ensure!(came == i64::from(sent), "{came} of {sent} came: {summary} {counted:?}");
+    ensure!(count(&summary, "queue_lost")? == 0, "{summary}");
+    // Said up front, and nothing is begun.
+    let refused =
+        crate::faultline::Faultline::run(&["net", "rate", "10gbit", "delay", "60s", "--dev", "lo"])?;
+    ensure!(refused.code == Some(2) && refused.stderr.contains("1000000 can wait"), "{refused:?}");
+    Ok(())
+}
