@@ -5,6 +5,7 @@
 pub mod cgroup;
 pub mod error;
 pub mod faultline;
+pub mod fidelity;
 pub mod harness;
 pub mod inventory;
 pub mod lab;

@@ -8,6 +8,7 @@ pub mod bulk;
 pub mod counters;
 pub mod datagrams;
 pub mod echo;
+pub mod flood;
 pub mod frames;
 pub mod probe;
 pub mod requests;
@@ -21,6 +22,7 @@ pub use self::{
     counters::Counters,
     datagrams::{Received, Record},
     echo::Echo,
+    flood::Flood,
     frames::Frames,
     requests::Requests,
     tcp_info::{TcpInfo, Wire},

@@ -70,6 +70,15 @@ impl Guests {
     ///
     /// If something does not build.
     pub(crate) fn new(wanted: &[String]) -> Result<Self> {
+        Self::with(wanted, &["faultline", "fl-tests"])
+    }
+
+    /// The same with these programs of ours in them.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub(crate) fn with(wanted: &[String], names: &[&str]) -> Result<Self> {
         let tier = Tier::new(workspace());
         let (mut kernels, mut missing) = (Vec::new(), Vec::new());
         for found in tier.kernels(wanted)? {
@@ -81,8 +90,7 @@ impl Guests {
                 }
             }
         }
-        let names = ["faultline", "fl-tests"];
-        let folder = build_static(&names)?;
+        let folder = build_static(names)?;
         Ok(Self { tier, kernels, missing, binaries: names.iter().map(|name| folder.join(name)).collect() })
     }
 
@@ -145,18 +153,38 @@ impl Guests {
     ///
     /// If a kernel cannot be had or does not run the command to its end.
     pub(crate) fn say(&self, command: &str) -> Result<Vec<(String, String)>> {
+        let mut said: Vec<(String, String)> = Vec::new();
+        self.hear(command, DEADLINE, &mut |kernel, line| match said.last_mut() {
+            Some((name, lines)) if *name == kernel.name => {
+                lines.push('\n');
+                lines.push_str(line);
+            }
+            _ => said.push((kernel.name.clone(), line.to_owned())),
+        })?;
+        Ok(said)
+    }
+
+    /// Runs a command in one guest after the other, and hands over each line that it prints at once.
+    ///
+    /// # Errors
+    ///
+    /// If a kernel cannot be had or does not run the command to its end in time.
+    pub(crate) fn hear(
+        &self,
+        command: &str,
+        deadline: Duration,
+        take: &mut dyn FnMut(&Kernel, &str),
+    ) -> Result<()> {
         ensure!(self.missing.is_empty(), "cannot be had: {}", self.missing.join(", "));
         let command = format!("{command} >$FAULTLINE_RESULTS");
-        let said = self.kernels.iter().map(|kernel| {
-            let mut lines = Vec::new();
-            let report =
-                self.tier.run(&self.plan(kernel, Some(&command)), &mut |line| lines.push(line.to_owned()))?;
+        for kernel in &self.kernels {
+            let plan = Run { deadline, ..self.plan(kernel, Some(&command)) };
+            let report = self.tier.run(&plan, &mut |line| take(kernel, line))?;
             let Ending::Exited(_) = report.ending else {
                 bail!("guest {}: {:?}\n{}", kernel.name, report.ending, report.console_tail());
             };
-            Ok((kernel.name.clone(), lines.join("\n")))
-        });
-        said.collect()
+        }
+        Ok(())
     }
 
     fn shell(&self) -> Result<()> {
@@ -185,6 +213,6 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// A word as the guest's shell must be given it.
-fn quoted(word: &str) -> String {
+pub(crate) fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }

@@ -3,6 +3,7 @@
 mod bench;
 mod cargo;
 mod demo;
+mod fidelity;
 mod guests;
 mod kernels;
 mod matrix;
@@ -42,6 +43,11 @@ enum Command {
     Kernels,
     /// Measure what a decision costs, beside bare programs
     Bench,
+    /// Measure how near faults are to what was asked, beside netem, and write docs/fidelity.md
+    Fidelity {
+        /// Only faults whose words contain one of these; nothing is written then
+        filter: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -52,6 +58,7 @@ fn main() -> ExitCode {
         Command::Vm(options) => guests::run(&options),
         Command::Kernels => kernels::run(),
         Command::Bench => bench::run(),
+        Command::Fidelity { filter } => fidelity::run(&filter),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,16 @@
+//! Measures how near each fault is to what was asked, beside netem; one JSON object a quantity.
+
+use clap::Parser;
+use faultline_tests::{error::Result, fidelity};
+
+/// Measure how near faults are to what was asked.
+#[derive(Debug, Parser)]
+#[command(name = "fl-fidelity", version)]
+struct Cli {
+    /// Only faults whose words contain one of these
+    filter: Vec<String>,
+}
+
+fn main() -> Result {
+    fidelity::run(&Cli::parse().filter)
+}
