@@ -139,6 +139,10 @@ pub struct Setup {
     pub links: [u32; DIRECTIONS],
     /// The far ends, likewise, in the network namespace that holds them.
     pub far_links: [u32; DIRECTIONS],
+    /// What tells the interface from all others of the machine; even.
+    pub place: u32,
+    /// Not used.
+    pub pad: u32,
     /// Of two owners on one interface the later has the greater number, and its programs are asked first.
     pub generation: u64,
 }
@@ -397,7 +401,7 @@ pub struct HookState {
 }
 
 const _: () = assert!(size_of::<Control>() == 24);
-const _: () = assert!(size_of::<Setup>() == 104);
+const _: () = assert!(size_of::<Setup>() == 112);
 const _: () = assert!(size_of::<Window>() == 24);
 const _: () = assert!(size_of::<Delay>() == 32);
 const _: () = assert!(size_of::<Rate>() == 32);

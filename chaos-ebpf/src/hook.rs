@@ -34,6 +34,8 @@ static FL_SETUP: Setup = Setup {
     ifindex: 0,
     links: [0; 2],
     far_links: [0; 2],
+    place: 0,
+    pad: 0,
     generation: 0,
 };
 

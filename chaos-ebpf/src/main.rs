@@ -83,7 +83,7 @@ fn classify<const SENT: bool>(context: TcContext) -> i32 {
     let setup = hook::setup();
     let skb = Skb::<SENT>(context);
     if setup.effects & (effect::DUPLICATE | effect::WAITING | effect::CORRUPT) != 0
-        && round::was_here(&skb.0, setup)
+        && round::was_here(&skb.0, setup, Skb::<SENT>::DIRECTION)
     {
         return TC_ACT_UNSPEC;
     }

@@ -22,7 +22,16 @@ use chaos_ebpf::{
 use crate::{DELIVERY_TIME, gone, hook::setup, maps::FL_LATENESS};
 
 /// Says that the control block is ours. What else may lie there are the network layer's own notes.
-const MAGIC: [u32; 2] = [0xfa17_11e0, 0x5e4d_b0cb];
+const MAGIC: u32 = 0xfa17_11e0;
+/// Where a packet is that goes round: at no interface that could be asked for its rules.
+const ROUND: u32 = 0x5e4d_b0cb;
+
+/// The interface and the way: a packet keeps its control block on its way through veth to the other end, or through
+/// `lo`, where it has not been.
+#[inline(always)]
+fn place(setup: &Setup, direction: Direction) -> u32 {
+    setup.place ^ direction as u32
+}
 
 /// TC_PRIO_CONTROL: fq lets such packets pass all others, whatever time they carry.
 const CONTROL: u32 = 7;
@@ -35,32 +44,32 @@ fn skb(context: &TcContext) -> *mut __sk_buff {
 
 /// Leaves a number in the control block.
 #[inline(always)]
-fn leave(context: &TcContext, number: u64) {
+fn leave(context: &TcContext, place: u32, number: u64) {
     let skb = skb(context);
     // SAFETY: the context the kernel called us with; the control block is the programs' own.
     unsafe {
-        (*skb).cb[0] = MAGIC[0];
-        (*skb).cb[1] = MAGIC[1];
+        (*skb).cb[0] = MAGIC;
+        (*skb).cb[1] = place;
         (*skb).cb[2] = number as u32;
         (*skb).cb[3] = (number >> 32) as u32;
     }
 }
 
-/// The number in the control block, if it is ours.
+/// The number in the control block, if it was left at this place.
 #[inline(always)]
-fn left(context: &TcContext) -> Option<u64> {
+fn left(context: &TcContext, place: u32) -> Option<u64> {
     let skb = skb(context);
     // SAFETY: as above.
     let words = unsafe { [(*skb).cb[0], (*skb).cb[1], (*skb).cb[2], (*skb).cb[3]] };
-    let ours = words[0] == MAGIC[0] && words[1] == MAGIC[1];
+    let ours = words[0] == MAGIC && words[1] == place;
     ours.then_some(u64::from(words[2]) | u64::from(words[3]) << 32)
 }
 
 /// Whether the packet has been here, and comes back from its way round or is a second one. Of several owners on an
 /// interface the latest is asked first: all later than the one whose way round it was have seen it.
 #[inline(always)]
-pub(crate) fn was_here(context: &TcContext, setup: &Setup) -> bool {
-    match left(context) {
+pub(crate) fn was_here(context: &TcContext, setup: &Setup, direction: Direction) -> bool {
+    match left(context, place(setup, direction)) {
         Some(generation) => setup.generation >= generation,
         None => false,
     }
@@ -85,7 +94,7 @@ pub(crate) fn second(context: &TcContext, setup: &Setup, direction: Direction, a
         prepare(context, at);
         (setup.links[direction as usize], 0)
     } else {
-        leave(context, setup.generation);
+        leave(context, place(setup, direction), setup.generation);
         (setup.ifindex, way(direction))
     };
     // SAFETY: as above. If it cannot be made there is only one.
@@ -95,7 +104,7 @@ pub(crate) fn second(context: &TcContext, setup: &Setup, direction: Direction, a
 /// Notes in the packet what it needs on its way round.
 #[inline(always)]
 fn prepare(context: &TcContext, at: u64) {
-    leave(context, at);
+    leave(context, ROUND, at);
     let skb = skb(context);
     // SAFETY: as above. The mark does not cross network namespaces, and the qdisc leaves the last word alone.
     unsafe {
@@ -106,7 +115,7 @@ fn prepare(context: &TcContext, at: u64) {
 /// Egress of the near end.
 #[inline(always)]
 pub(crate) fn queue(context: &TcContext) -> i32 {
-    let Some(at) = left(context) else { return TC_ACT_SHOT };
+    let Some(at) = left(context, ROUND) else { return TC_ACT_SHOT };
     let skb = skb(context);
     // SAFETY: as above, and numbers. What is not IP has no such kind of time, and the qdisc does not ask for it.
     unsafe {
@@ -131,7 +140,7 @@ pub(crate) fn bounce(direction: Direction) -> i32 {
 #[inline(always)]
 pub(crate) fn back(context: &TcContext, direction: Direction) -> i32 {
     let setup = setup();
-    leave(context, setup.generation);
+    leave(context, place(setup, direction), setup.generation);
     let skb = skb(context);
     // SAFETY: as above, and a call that takes nothing.
     let (time, kind, now) = unsafe { ((*skb).tstamp, (*skb).tstamp_type, bpf_ktime_get_ns()) };

@@ -37,6 +37,8 @@ pub struct Environment {
     pub ethernet: bool,
     /// The interface.
     pub ifindex: u32,
+    /// What tells it from all others of the machine; even.
+    pub place: u32,
     /// The near ends of the detours, by [`Direction`]; 0 without.
     pub near: [u32; DIRECTIONS],
     /// The far ends, likewise.
@@ -65,6 +67,7 @@ impl Programs {
             ethernet: environment.ethernet.into(),
             tgid_offset: KernelTypes::read()?.offset("task_struct", "tgid")?,
             ifindex: environment.ifindex,
+            place: environment.place,
             links: environment.near,
             far_links: environment.far,
             generation: environment.generation,

@@ -175,17 +175,22 @@ impl Journal {
         self.file.sync_data().map_err(error("fsync", &self.path))
     }
 
+    /// The network namespace it is about.
+    pub(super) fn netns(&self) -> u64 {
+        self.netns
+    }
+
     /// What has been changed.
     pub(super) fn changes(&self) -> &[Change] {
         &self.changes
     }
 
-    /// Takes the changes back.
+    /// Takes the changes back; see [`undo::take_back`].
     ///
     /// # Errors
     ///
     /// [`Dirty`](super::Dirty) if one could not be.
-    pub(super) fn take_back(&self) -> std::result::Result<(), super::Dirty> {
+    pub(super) fn take_back(&self) -> std::result::Result<Option<Flock<File>>, super::Dirty> {
         undo::take_back(&self.id, self.netns, &self.changes)
     }
 

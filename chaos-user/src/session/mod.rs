@@ -145,8 +145,8 @@ impl Prepared {
             }
             Err(error) => {
                 // What could not be taken back is left, with the record of it, for the next sweep.
-                let clean = journal.take_back().and_then(|()| verify::gone(&[], journal.changes()));
-                if clean.is_ok() {
+                let taken_back = journal.take_back();
+                if taken_back.is_ok() && verify::gone(&[], journal.changes()).is_ok() {
                     journal.end()?;
                 }
                 Err(error)
@@ -170,6 +170,7 @@ impl Prepared {
             owner_tgid: probe::own_tgid(),
             ethernet: plan.device.ethernet,
             ifindex: plan.device.ifindex,
+            place: place(journal.netns(), plan.device.ifindex),
             near,
             far,
             generation: clock::exact(),
@@ -264,7 +265,7 @@ impl Prepared {
         let taken_back = journal.take_back();
         let counters = programs.counters();
         drop(programs);
-        taken_back?;
+        let _held = taken_back?;
         verify::gone(&hooks, journal.changes())?;
         journal.end().map_err(Dirty::journal)?;
         let mut reports = report(&plan.rules, &counters.map_err(Dirty::unknown)?);
@@ -275,6 +276,13 @@ impl Prepared {
         }
         Ok(reports)
     }
+}
+
+/// An even number of this interface's and, but for one chance in two billion, no other's on the machine, with which
+/// packets are marked.
+fn place(netns: u64, ifindex: u32) -> u32 {
+    // Namespaces' numbers are next to each other, as interfaces' are: they must not add up to the same.
+    ((netns as u32).wrapping_mul(0x9e37_79b1) ^ ifindex << 1) & !1
 }
 
 /// The way round of the packets that go this way, if any need one.

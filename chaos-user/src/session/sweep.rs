@@ -7,7 +7,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 
-use super::{JournalError, Record, undo, verify, verify::Dirty};
+use super::{Begun, JournalError, Record, undo, verify, verify::Dirty};
 
 /// How long an owner that was asked to end may take before it is killed; killing it ends the fault as well.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -86,9 +86,8 @@ pub fn sweep() -> Result<Swept, SweepError> {
 /// Undoes what does not go with its owner, looks whether anything is left, and forgets the record.
 fn clear(record: &Record) -> Result<(), SweepError> {
     let changes = record.changes();
-    if let Some(begun) = record.begun() {
-        undo::take_back(&record.id, begun.netns, &changes)?;
-    }
+    let take_back = |begun: &Begun| undo::take_back(&record.id, begun.netns, &changes);
+    let _held = record.begun().map(take_back).transpose()?;
     let hooks = record.prepared().map_or(&[][..], |(hooks, _)| hooks);
     verify::gone(hooks, &changes)?;
     record.remove()?;

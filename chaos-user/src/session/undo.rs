@@ -54,15 +54,21 @@ pub(super) fn of_others(id: &str, netns: u64) -> Result<Vec<Change>> {
 }
 
 /// Takes back what the owner `id` has changed in a network namespace, the last first, and leaves what others share.
+/// What is returned must be kept until the record is gone: two owners that end at once would each leave to the other
+/// what they share.
 ///
 /// # Errors
 ///
 /// [`Dirty`] if something could not be taken back.
-pub(super) fn take_back(id: &str, netns: u64, changes: &[Change]) -> std::result::Result<(), Dirty> {
+pub(super) fn take_back(
+    id: &str,
+    netns: u64,
+    changes: &[Change],
+) -> std::result::Result<Option<Flock<File>>, Dirty> {
     if changes.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
-    let _held = hold().map_err(Dirty::journal)?;
+    let held = hold().map_err(Dirty::journal)?;
     let shared = of_others(id, netns).map_err(Dirty::journal)?;
     let undo = || -> kernel::Result<()> {
         let ours = changes.iter().rev().filter(|change| !(change.is_shared() && shared.contains(change)));
@@ -72,5 +78,6 @@ pub(super) fn take_back(id: &str, netns: u64, changes: &[Change]) -> std::result
     };
     // A namespace that is gone has taken its interfaces with all that was on them.
     let done = target::within_netns(netns, undo).map_err(|error| Dirty::namespace(&error))?;
-    done.unwrap_or(Ok(())).map_err(Dirty::unknown)
+    done.unwrap_or(Ok(())).map_err(Dirty::unknown)?;
+    Ok(Some(held))
 }

@@ -13,7 +13,7 @@ use crate::{
     error::Result,
     faultline::Faultline,
     harness::{is_emulated, rounds},
-    lab::{Family, Lab, NEAR_DEVICE},
+    lab::{FAR_DEVICE, Family, Lab, NEAR_DEVICE},
     traffic::probe::Pace,
 };
 
@@ -38,6 +38,21 @@ pub(super) fn two() -> Result {
         }
     }
     Ok(())
+}
+
+/// An owner at each end of a veth, the later of them where the packets come in: both act.
+pub(super) fn both_ends() -> Result {
+    let lab = lab()?;
+    let flows = Flows::open(&lab, Way::Out, Family::V4)?;
+    let sent = arm(&lab, &format!("delay 30ms --port {PORT}"))?;
+    let words = format!("net delay 50ms --port {PORT} --direction in --dev {FAR_DEVICE} --seed 1");
+    let received = Faultline::start_in(&lab.far, &words.split(' ').collect::<Vec<_>>())?;
+    received.wait_event("armed", PATIENCE)?;
+    about(&flows, 80)?;
+    end(&sent)?;
+    about(&flows, 50)?;
+    end(&received)?;
+    about(&flows, 0)
 }
 
 fn about(flows: &Flows, asked: i64) -> Result {

@@ -9,7 +9,7 @@ use crate::{
     ensure,
     error::{Context, Failure, Result},
     faultline::Faultline,
-    harness::program,
+    harness::{program, rounds},
     lab::{Family, Lab, NEAR_DEVICE},
 };
 
@@ -103,6 +103,14 @@ pub(super) fn offloads() -> Result {
     off("one of two has ended")?;
     end(&other)?;
     back("both have ended")?;
+    for _ in 0..rounds(10) {
+        let both = [arm(&lab, "loss 1% --exact")?, arm(&lab, "loss 1% --exact")?];
+        both.iter().try_for_each(|fault| fault.kill(Signal::SIGINT))?;
+        for fault in &both {
+            ensure!(fault.wait(PATIENCE)?.code == Some(130), "it did not end in order");
+        }
+        back("both have ended at once")?;
+    }
     let fault = arm(&lab, "loss 1% --exact")?;
     fault.kill(Signal::SIGKILL)?;
     fault.wait(PATIENCE)?;
