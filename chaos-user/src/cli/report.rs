@@ -122,7 +122,11 @@ impl Reporter {
             }
         }
         if let Some(lost) = rules.first().map(|rule| rule.queue_lost).filter(|lost| *lost > 0) {
-            writeln!(out, "{lost} packets were lost because no more could wait, or still waited at its end")?;
+            writeln!(
+                out,
+                "{lost} packets were lost because no more could wait (--limit), the CPU was not done with those before \
+                 (net.core.netdev_max_backlog), or the fault ended"
+            )?;
         }
         for rule in rules.iter().filter(|rule| rule.fired.segments > rule.fired.packets) {
             let Count { packets, segments, .. } = rule.fired;

@@ -36,8 +36,9 @@ pub struct Queue {
 pub struct QueueCount {
     /// Packets that wait.
     pub waiting: u32,
-    /// Packets that were lost because no more could wait.
-    pub lost: u32,
+    /// Packets that were lost because no more could wait, in the queue or, once their time had come, for the CPU
+    /// (`net.core.netdev_max_backlog`).
+    pub lost: u64,
 }
 
 /// A way round; it is gone when this is dropped.
@@ -135,9 +136,12 @@ impl Detour {
     ///
     /// The kernel's.
     pub fn count(&self) -> Result<QueueCount> {
-        let qdiscs = Netlink::open()?.qdiscs(self.near)?;
+        let mut netlink = Netlink::open()?;
+        let qdiscs = netlink.qdiscs(self.near)?;
         let fq = qdiscs.iter().find(|qdisc| qdisc.kind == "fq");
-        Ok(fq.map_or_else(QueueCount::default, |fq| QueueCount { waiting: fq.waiting, lost: fq.drops }))
+        let (waiting, unqueued) = fq.map_or((0, 0), |fq| (fq.waiting, fq.drops));
+        let unsent = netlink.link_by_index(self.near)?.map_or(0, |near| near.unsent);
+        Ok(QueueCount { waiting, lost: u64::from(unqueued) + unsent })
     }
 
     /// Waits until no packet waits any more, at most this long.

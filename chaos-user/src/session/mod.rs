@@ -272,7 +272,7 @@ impl Prepared {
         // Of an interface that is gone the detours are as well, if its network namespace is.
         let unsent = queues.unwrap_or_default();
         for report in &mut reports {
-            report.queue_lost = unsent.iter().map(|queue| u64::from(queue.lost + queue.waiting)).sum();
+            report.queue_lost = unsent.iter().map(|queue| queue.lost + u64::from(queue.waiting)).sum();
         }
         Ok(reports)
     }
@@ -412,7 +412,7 @@ pub struct RuleReport {
     pub fired: Count,
     /// What it did to these.
     pub effects: Effects,
-    /// Packets of the whole run that could not wait, or still waited when it ended.
+    /// Packets of the whole run that could not wait, found no room on the way back, or still waited when it ended.
     pub queue_lost: u64,
 }
 

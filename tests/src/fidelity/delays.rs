@@ -41,13 +41,16 @@ const fn spread(words: &'static str, netem: &'static str) -> Case {
     if netem.is_empty() { case } else { Case { netem, ..case } }
 }
 
-/// What is left out at first: so many it takes Faultline to know how long its own way round is.
-const WARM_UP: u32 = 100;
+/// What is left out at first: Faultline learns how long its own way round is, and after a second reports for the first
+/// time, which in a guest is 15 ms of translating code that has not run before.
+const WARM_UP: Duration = Duration::from_millis(1300);
 
 /// The delays of probes in microseconds, in the order of their sending.
 fn delays(route: Route<'_>, count: u32, interval: Duration, longest: Duration) -> Result<Vec<f64>> {
     let probe = Probe::open(route, 4001, 5001)?;
-    let pace = Pace { count: WARM_UP, interval, size: 64, linger: longest + Duration::from_millis(300) };
+    let linger = longest + Duration::from_millis(300);
+    let first = (WARM_UP.as_micros() / interval.as_micros()) as u32;
+    let pace = Pace { count: first, interval, size: 64, linger };
     probe.run(pace)?;
     let (mut arrivals, _) = probe.run(Pace { count, ..pace })?;
     arrivals.sort_by_key(|arrival| arrival.sequence);

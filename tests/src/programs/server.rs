@@ -35,9 +35,13 @@ pub(super) struct World(());
 impl World {
     /// Takes this process, which has one thread, out of the machine's.
     pub(super) fn enter() -> Result<Self> {
+        Self::enter_at(&Netns::new()?)
+    }
+
+    /// The same, into a network that is there.
+    pub(super) fn enter_at(netns: &Netns) -> Result<Self> {
         const NOTHING: Option<&str> = None;
-        let netns = Netns::new()?;
-        setns(&netns, CloneFlags::CLONE_NEWNET).context("setns(CLONE_NEWNET)")?;
+        setns(netns, CloneFlags::CLONE_NEWNET).context("setns(CLONE_NEWNET)")?;
         unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC).context("unshare")?;
         let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
         mount(NOTHING, "/", NOTHING, private, NOTHING).context("make mounts private")?;

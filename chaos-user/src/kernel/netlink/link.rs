@@ -27,6 +27,9 @@ const IFLA_MTU: u16 = 4;
 const IFLA_LINK: u16 = 5;
 const IFLA_QDISC: u16 = 6;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_STATS64: u16 = 23;
+/// Where `tx_dropped` is in `struct rtnl_link_stats64`.
+const TX_DROPPED: usize = 7 * 8;
 const IFLA_GSO_MAX_SEGS: u16 = 40;
 const IFLA_ALT_IFNAME: u16 = 53;
 const IFLA_INFO_KIND: u16 = 1;
@@ -56,6 +59,8 @@ pub struct Link {
     pub qdisc: Option<String>,
     /// How many wire packets a super-packet stands for at most.
     pub gso_max_segs: Option<u32>,
+    /// Packets that were to be sent and could not.
+    pub unsent: u64,
 }
 
 impl Link {
@@ -88,6 +93,9 @@ impl Link {
             lower: number(IFLA_LINK),
             qdisc: attribute(attributes, IFLA_QDISC).map(text),
             gso_max_segs: number(IFLA_GSO_MAX_SEGS),
+            unsent: attribute(attributes, IFLA_STATS64)
+                .and_then(|counts| counts.get(TX_DROPPED..)?.first_chunk())
+                .map_or(0, |count| u64::from_ne_bytes(*count)),
         })
     }
 }
