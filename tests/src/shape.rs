@@ -10,6 +10,8 @@ mod rates;
 
 use std::time::Duration;
 
+use chaos_user::kernel::mechanism::Mechanism;
+
 use crate::{
     ensure,
     error::{Context, Result},
@@ -22,6 +24,7 @@ use crate::{
 
 const BPF: &[Need] = &[Need::Root, Need::Btf];
 const FQ: &[Need] = &[Need::Root, Need::Btf, Need::SchFq];
+const NO_FQ: &[Need] = &[Need::Root, Need::Btf, Need::Without(Mechanism::SchFq)];
 const TC: &[Need] = &[Need::Root, Need::Btf, Need::SchFq, Need::Program("tc")];
 const ETHTOOL: &[Need] = &[Need::Root, Need::Btf, Need::Program("ethtool")];
 
@@ -30,6 +33,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("shape::delay", delays::constant).needs(FQ).timeout(90),
     Test::new("shape::jitter_keeps_order_or_not", delays::jitter).needs(FQ).timeout(60),
     Test::new("shape::reorder", delays::reorder).needs(FQ),
+    Test::new("shape::waiting_needs_sch_fq", delays::no_fq).needs(NO_FQ),
     Test::new("shape::ramp", delays::ramp).needs(FQ),
     Test::new("shape::nothing_is_lost_while_it_waits", delays::queue).needs(FQ).timeout(120),
     Test::new("shape::rate", rates::rate).needs(FQ),

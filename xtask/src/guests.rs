@@ -164,7 +164,8 @@ impl Guests {
         Ok(said)
     }
 
-    /// Runs a command in one guest after the other, and hands over each line that it prints at once.
+    /// Runs a command in one guest after the other, and hands over each line that it prints at once. Whether it
+    /// succeeded in all.
     ///
     /// # Errors
     ///
@@ -174,17 +175,19 @@ impl Guests {
         command: &str,
         deadline: Duration,
         take: &mut dyn FnMut(&Kernel, &str),
-    ) -> Result<()> {
+    ) -> Result<bool> {
         ensure!(self.missing.is_empty(), "cannot be had: {}", self.missing.join(", "));
         let command = format!("{command} >$FAULTLINE_RESULTS");
+        let mut success = true;
         for kernel in &self.kernels {
             let plan = Run { deadline, ..self.plan(kernel, Some(&command)) };
             let report = self.tier.run(&plan, &mut |line| take(kernel, line))?;
-            let Ending::Exited(_) = report.ending else {
+            let Ending::Exited(status) = report.ending else {
                 bail!("guest {}: {:?}\n{}", kernel.name, report.ending, report.console_tail());
             };
+            success &= status == 0;
         }
-        Ok(())
+        Ok(success)
     }
 
     fn shell(&self) -> Result<()> {

@@ -9,7 +9,7 @@ use std::{
 
 use chaos_user::kernel::{
     mechanism::Mechanism,
-    probe::{self, Report, State},
+    probe::{self, Report},
 };
 
 use crate::doctor;
@@ -21,6 +21,8 @@ pub enum Need {
     Root,
     /// Something the kernel can do.
     Mechanism(Mechanism),
+    /// Something it cannot do, to see how that is said.
+    Without(Mechanism),
     /// A kernel of which it is written down what it can do.
     KnownKernel,
     /// A program, wherever [`program`] finds it.
@@ -48,6 +50,7 @@ impl fmt::Display for Need {
         match self {
             Self::Root => formatter.write_str("root"),
             Self::Mechanism(mechanism) => formatter.write_str(mechanism.name()),
+            Self::Without(mechanism) => write!(formatter, "without:{}", mechanism.name()),
             Self::KnownKernel => formatter.write_str("known_kernel"),
             Self::Program(name) => write!(formatter, "program:{name}"),
         }
@@ -65,18 +68,15 @@ impl Machine {
     pub(super) fn meets(&self, need: Need) -> Result<(), String> {
         match need {
             Need::Root => require(nix::unistd::geteuid().is_root(), || "not root".into()),
-            Need::Mechanism(mechanism) => has(self.kernel.get_or_init(probe::run), mechanism),
+            Need::Mechanism(mechanism) => self.kernel.get_or_init(probe::run).offers(mechanism),
+            Need::Without(mechanism) => {
+                let has = self.kernel.get_or_init(probe::run).has(mechanism);
+                require(!has, || "this kernel has it".into())
+            }
             Need::KnownKernel => doctor::known_kernel(),
             Need::Program(name) => require(program(name).is_some(), || "not installed".into()),
         }
     }
-}
-
-fn has(kernel: &Report, mechanism: Mechanism) -> Result<(), String> {
-    let finding = kernel.mechanisms.iter().find(|finding| finding.mechanism == mechanism);
-    let available = finding.is_some_and(|finding| finding.state == State::Available);
-    let cause = || finding.and_then(|finding| finding.cause.clone());
-    require(available, || cause().unwrap_or_else(|| "the doctor says nothing of it".into()))
 }
 
 fn require(met: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {

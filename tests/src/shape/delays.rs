@@ -11,7 +11,8 @@ use crate::{
     error::{Failure, Result},
     faultline::Faultline,
     harness::rounds,
-    lab::Family,
+    inventory::Inventory,
+    lab::{Family, NEAR_DEVICE},
     stats::acceptance,
     traffic::{
         Counters, Flood,
@@ -147,5 +148,21 @@ pub(super) fn queue() -> Result {
     // Said up front, and nothing is begun.
     let refused = Faultline::run(&["net", "rate", "10gbit", "delay", "60s", "--dev", "lo"])?;
     ensure!(refused.code == Some(2) && refused.stderr.contains("1000000 can wait"), "{refused:?}");
+    Ok(())
+}
+
+/// Whatever makes packets wait is refused with the module it needs, and nothing is left of the attempt.
+pub(super) fn no_fq() -> Result {
+    let lab = lab()?;
+    let netns = lab.near.path();
+    let namespaces = [&lab.near];
+    let before = Inventory::take(&namespaces)?;
+    for fault in ["delay 10ms", "rate 1mbit", "loss 1% delay 1ms 1ms"] {
+        let words = fault.split(' ').chain(["--dev", NEAR_DEVICE, "--netns"]);
+        let words: Vec<&str> = ["net"].into_iter().chain(words).collect();
+        let refused = Faultline::run(&[&words[..], &[&netns.to_string_lossy()]].concat())?;
+        ensure!(refused.code == Some(3) && refused.stderr.contains("sch_fq"), "{fault}: {refused:?}");
+        before.wait_until_equal(&namespaces, Duration::from_secs(2))?;
+    }
     Ok(())
 }

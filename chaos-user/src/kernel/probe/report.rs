@@ -75,6 +75,20 @@ pub struct Report {
 }
 
 impl Report {
+    /// Whether it has a mechanism; if not, why, as far as that could be told.
+    ///
+    /// # Errors
+    ///
+    /// The cause.
+    pub fn offers(&self, mechanism: M) -> Result<(), String> {
+        let finding = self.mechanisms.iter().find(|finding| finding.mechanism == mechanism);
+        match finding {
+            Some(finding) if finding.state == State::Available => Ok(()),
+            Some(Finding { cause: Some(cause), .. }) => Err(cause.clone()),
+            _ => Err("the doctor says nothing of it".into()),
+        }
+    }
+
     pub(super) fn new(host: &Host, mut answers: Vec<(M, Answer)>) -> Self {
         let mechanisms: Vec<Finding> = M::ALL
             .into_iter()
@@ -108,7 +122,7 @@ impl Report {
     /// Whether a mechanism is there.
     #[must_use]
     pub fn has(&self, mechanism: Mechanism) -> bool {
-        available(&self.mechanisms, mechanism)
+        self.offers(mechanism).is_ok()
     }
 }
 

@@ -1,22 +1,17 @@
-//! The main job, shown: real traffic between two network namespaces, packet loss injected into it by the
-//! `faultline` beside this program, and what that did, measured at the receiving end.
+//! Packet loss: real flows of three kinds lose what was asked for, by chance, and a fourth nothing.
 
-use std::{
-    io::{self, Write},
-    os::fd::AsFd,
-    process::ExitCode,
-    time::{Duration, Instant},
-};
+use std::{os::fd::AsFd, time::Duration};
 
 use chaos_user::kernel::sys::{self, Kind};
 use faultline_tests::{
     error::{Context, Result},
     faultline::{Faultline, RuleCounters},
-    inventory::Inventory,
-    lab::{Family, Lab, NEAR_DEVICE, Options, Route},
+    lab::{Family, Lab, NEAR_DEVICE, Options},
     stats::{acceptance, interval},
     traffic::{Echo, Requests, Udp, Wire, requests::Until},
 };
+
+use crate::{PATIENCE, Way, hook, say};
 
 const ASKED: f64 = 0.3;
 const ASKED_TEXT: &str = "30%";
@@ -27,7 +22,6 @@ const ECHOES: u32 = 2_000;
 const CONNECTIONS: usize = 48;
 const CALM: Duration = Duration::from_millis(200);
 const STORM: Duration = Duration::from_millis(1_500);
-const PATIENCE: Duration = Duration::from_secs(10);
 
 const UDP_PORT: u16 = 7001;
 const TCP_PORT: u16 = 7002;
@@ -36,20 +30,8 @@ const BYSTANDER_PORT: u16 = 7003;
 /// Chance that a right program is told it is wrong, for each measurement.
 const CONFIDENCE: f64 = 0.9999;
 
-fn main() -> ExitCode {
-    match run() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("demo: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run() -> Result<bool> {
-    let start = Instant::now();
-    let before = Inventory::take(&[])?;
+/// Whether all came out as asked, both ways.
+pub(crate) fn show() -> Result<bool> {
     say("two network namespaces joined by veth; TCP, UDP and ICMP through them, over IPv4 and IPv6")?;
     say(&format!(
         "asked: {ASKED_TEXT} loss of three flows a family; a fourth, the bystander, is not targeted\n"
@@ -60,64 +42,32 @@ fn run() -> Result<bool> {
     ))?;
     let lab = Lab::with(Options { wire_packets: true, side: false })?;
     let mut right = true;
-    for way in [Way::In, Way::Out] {
-        right &= show(&lab, way)?;
-    }
-    drop(lab);
-    before.wait_until_equal(&[], Duration::from_secs(2))?;
-    say(&format!("\nnothing is left behind; {:.1} s", start.elapsed().as_secs_f64()))?;
-    if !right {
-        say("the lines marked ! are not as asked")?;
+    for way in Way::BOTH {
+        right &= one_way(&lab, way)?;
     }
     Ok(right)
 }
 
-fn say(text: &str) -> Result {
-    writeln!(io::stdout(), "{text}").context("write to standard output")
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
-    In,
-    Out,
-}
-
-impl Way {
-    fn route(self, lab: &Lab, family: Family) -> Route<'_> {
-        match self {
-            Self::In => lab.inward(family),
-            Self::Out => lab.outward(family),
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::In => "in",
-            Self::Out => "out",
-        }
-    }
-
-    /// One rule for each targeted flow, in the order of [`Flows::run`].
-    fn command(self, lab: &Lab) -> Vec<String> {
-        let mut command = vec!["net".into()];
-        for family in Family::BOTH {
-            let target = self.route(lab, family).target;
-            for selectors in [
-                format!("--proto udp --port {UDP_PORT}"),
-                "--proto icmp".into(),
-                format!("--proto tcp --port {TCP_PORT}"),
-            ] {
-                let first = command.len() == 1;
-                command.extend((!first).then(|| "--and".to_string()));
-                let rule = format!("loss {ASKED_TEXT} --direction {} --to {target} {selectors}", self.name());
-                command.extend(rule.split(' ').map(String::from));
-                if first {
-                    command.extend(["--dev", NEAR_DEVICE, "--seed", "1"].map(String::from));
-                }
+/// One rule for each targeted flow, in the order of [`Flows::run`].
+fn command(way: Way, lab: &Lab) -> Vec<String> {
+    let mut command = vec!["net".into()];
+    for family in Family::BOTH {
+        let target = way.route(lab, family).target;
+        for selectors in [
+            format!("--proto udp --port {UDP_PORT}"),
+            "--proto icmp".into(),
+            format!("--proto tcp --port {TCP_PORT}"),
+        ] {
+            let first = command.len() == 1;
+            command.extend((!first).then(|| "--and".to_string()));
+            let rule = format!("loss {ASKED_TEXT} --direction {} --to {target} {selectors}", way.name());
+            command.extend(rule.split(' ').map(String::from));
+            if first {
+                command.extend(["--dev", NEAR_DEVICE, "--seed", "1"].map(String::from));
             }
         }
-        command
     }
+    command
 }
 
 /// What one flow lost.
@@ -180,17 +130,17 @@ impl Flows {
 }
 
 /// Before, during and after; says whether all came out as asked.
-fn show(lab: &Lab, way: Way) -> Result<bool> {
+fn one_way(lab: &Lab, way: Way) -> Result<bool> {
     let mut flows = Flows::open(lab, way)?;
     let calm = flows.run(CALM)?;
 
     // The kernel times all programs as long as this is held.
     let stats = sys::enable_stats()?;
-    let command = way.command(lab);
+    let command = command(way, lab);
     let words: Vec<&str> = command.iter().map(String::as_str).collect();
     let fault = Faultline::start_in(&lab.near, &words)?;
     let prepared = fault.wait_event("prepared", PATIENCE)?;
-    let name = prepared.get("/hooks/0/hook")?.as_str().context("a hook without a name")?.replace('_', " ");
+    let name = hook(&prepared)?;
     let program = prepared.number("/hooks/0/program_id")?;
     fault.wait_event("armed", PATIENCE)?;
     let storm = flows.run(STORM)?;
