@@ -93,10 +93,11 @@ are coarser than on a real machine, for both alike. Every packet is one on the w
 * *beside netem*: **worse** if our error is greater than netem's by more than the two measurements' uncertainty (the root
   of the sum of their intervals' squares), better if it is smaller by more than that, else no worse.
 * Delays are from the call that sends until the kernel's own receive timestamp, less the mean without a fault, which
-  is measured before and after. Faultline, netem, netem, Faultline take turns. Of each turn the first 1.3 s are left
-  out: Faultline takes the time of its packets' way round into account, and learns it from them, and its first report
-  after a second is code that the emulator has to translate. The standard deviation is that of all delays, so it holds
-  what the guest's own scheduling adds; beside it is that without a fault.
+  is measured before and after. Faultline, netem, netem, Faultline take turns, twice; an interval is that of the probes
+  or that of the turns, whichever is wider. Of each turn the first 1.3 s are left out: Faultline takes the time of its
+  packets' way round into account, and learns it from them, and its first report after a second is code that the
+  emulator has to translate. The standard deviation is that of all delays, so it holds what the guest's own scheduling
+  adds; beside it is that without a fault.
 * netem's correlated loss mixes random numbers, which changes the rate. Its corruption flips any bit of the frame, and
   one in the sender's Ethernet address nobody notices; ours flips bits behind the IP header.
 * Distributions are compared with the tables netem comes with, which are what `distribution` asks for.
