@@ -6,6 +6,9 @@
 /// How many rules one owner can have: the bits of a rule set.
 pub const MAX_RULES: usize = 64;
 
+/// At how many different depths the cgroups of one run's targets can be.
+pub const MAX_LEVELS: usize = 8;
+
 /// Program names: at most 15 bytes, which is what the kernel keeps.
 pub mod program {
     /// XDP, ingress.
@@ -44,6 +47,8 @@ pub mod map {
     pub const DEVIATIONS: &str = "FL_DEVIATIONS";
     /// IP protocol number to rule set.
     pub const PROTOCOL: &str = "FL_PROTOCOL";
+    /// Cgroup number to rule set.
+    pub const CGROUPS: &str = "FL_CGROUPS";
     /// Remote port to rule set; 65,536 entries when used.
     pub const REMOTE_PORT: &str = "FL_REMOTE_PORT";
     /// Local port to rule set; 65,536 entries when used.
@@ -123,6 +128,10 @@ pub struct Setup {
     pub any_remote_port: u64,
     /// Rules that any local port satisfies.
     pub any_local_port: u64,
+    /// Rules that any socket, and none, satisfies; the others want one of a cgroup.
+    pub any_cgroup: u64,
+    /// How deep the cgroups are that rules want, the root being 0; a level each.
+    pub levels: [u8; MAX_LEVELS],
     /// Which maps hold anything, a set of [`table`] bits.
     pub tables: u32,
     /// The owner's tgid, as the kernel numbers it: what it sends itself is never touched. 0 is nobody.
@@ -141,10 +150,30 @@ pub struct Setup {
     pub far_links: [u32; DIRECTIONS],
     /// What tells the interface from all others of the machine; even.
     pub place: u32,
+    /// How many `levels` there are.
+    pub level_count: u32,
+    /// Where the running kernel keeps what of cgroups.
+    pub cgroup: CgroupOffsets,
     /// Not used.
     pub pad: u32,
     /// Of two owners on one interface the later has the greater number, and its programs are asked first.
     pub generation: u64,
+}
+
+/// Fields of the running kernel's types, in bytes from the start of each; all zero if nothing asks for cgroups.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CgroupOffsets {
+    /// `sk_cgrp_data` in `struct sock`, which begins with the pointer to the cgroup.
+    pub of_socket: u32,
+    /// `level` in `struct cgroup`.
+    pub level: u32,
+    /// `ancestors` in it: pointers by level, itself included.
+    pub ancestors: u32,
+    /// `kn` in it.
+    pub node: u32,
+    /// `id` in `struct kernfs_node`.
+    pub node_id: u32,
 }
 
 /// Bits of [`Rule::effects`].
@@ -398,10 +427,12 @@ pub struct HookState {
     pub seen: Count,
     /// Packets among them whose headers could not be made out; they were let through.
     pub unparsed: u64,
+    /// A pointer on its way through the program.
+    pub scratch: u64,
 }
 
 const _: () = assert!(size_of::<Control>() == 24);
-const _: () = assert!(size_of::<Setup>() == 112);
+const _: () = assert!(size_of::<Setup>() == 152);
 const _: () = assert!(size_of::<Window>() == 24);
 const _: () = assert!(size_of::<Delay>() == 32);
 const _: () = assert!(size_of::<Rate>() == 32);
@@ -409,7 +440,7 @@ const _: () = assert!(size_of::<Rule>() == 168);
 const _: () = assert!(size_of::<Wire>() == 16);
 const _: () = assert!(size_of::<Count>() == 24);
 const _: () = assert!(size_of::<RuleState>() == 136);
-const _: () = assert!(size_of::<HookState>() == 32);
+const _: () = assert!(size_of::<HookState>() == 40);
 
 #[cfg(feature = "user")]
 mod pod {

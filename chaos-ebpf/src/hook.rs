@@ -7,7 +7,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_get_current_task_btf, bpf_jiffies64, bpf_loop},
 };
 use chaos_ebpf::{
-    abi::{Direction, Rule, RuleState, Setup, Wire, effect},
+    abi::{CgroupOffsets, Direction, HookState, MAX_LEVELS, Rule, RuleState, Setup, Wire, effect},
     classify::classify,
     decide,
     packet::{self, Headers, Network, Truncated, View},
@@ -26,6 +26,8 @@ static FL_SETUP: Setup = Setup {
     any_protocol: 0,
     any_remote_port: 0,
     any_local_port: 0,
+    any_cgroup: 0,
+    levels: [0; MAX_LEVELS],
     tables: 0,
     owner_tgid: 0,
     tgid_offset: 0,
@@ -35,6 +37,8 @@ static FL_SETUP: Setup = Setup {
     links: [0; 2],
     far_links: [0; 2],
     place: 0,
+    level_count: 0,
+    cgroup: CgroupOffsets { of_socket: 0, level: 0, ancestors: 0, node: 0, node_id: 0 },
     pad: 0,
     generation: 0,
 };
@@ -97,6 +101,8 @@ pub(crate) trait Packet {
     fn segments(&self) -> u32;
     /// When it would go on, `CLOCK_MONOTONIC` nanoseconds.
     fn time(&self) -> u64;
+    /// The rules that want the cgroup, or one around it, of the socket whose packet it is.
+    fn cgroup(&self, headers: &Headers, setup: &Setup, hook: &mut HookState) -> u64;
 }
 
 /// The directly readable part of a frame.
@@ -180,6 +186,9 @@ pub(crate) fn decide<P: Packet>(packet: &P, fate: &mut Fate) -> Option<()> {
     fate.protocol = headers.protocol;
     fate.v6 = matches!(headers.network, Network::V6);
     let mut candidates = classify(&headers, P::DIRECTION, setup, &Maps);
+    if P::IS_BUFFER && setup.any_cgroup != u64::MAX && candidates & !setup.any_cgroup != 0 {
+        candidates &= setup.any_cgroup | packet.cgroup(&headers, setup, hook);
+    }
     if candidates == 0 {
         return None;
     }

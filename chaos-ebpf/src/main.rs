@@ -8,6 +8,7 @@
 mod corrupt;
 mod hook;
 mod maps;
+mod owner;
 mod round;
 
 use aya_ebpf::{
@@ -16,7 +17,10 @@ use aya_ebpf::{
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
-use chaos_ebpf::abi::{Direction, effect};
+use chaos_ebpf::{
+    abi::{Direction, HookState, Setup, effect},
+    packet::Headers,
+};
 use hook::{Fate, Frame, Packet};
 
 /// Ingress where the driver runs XDP itself; for rules that only lose packets.
@@ -124,6 +128,12 @@ impl Packet for Received {
         0
     }
 
+    /// XDP knows of no socket.
+    #[inline(always)]
+    fn cgroup(&self, _headers: &Headers, _setup: &Setup, _hook: &mut HookState) -> u64 {
+        0
+    }
+
     #[inline(always)]
     fn frame(&self) -> Frame {
         Frame { data: self.0.data(), end: self.0.data_end() }
@@ -163,6 +173,11 @@ impl<const SENT: bool> Packet for Skb<SENT> {
         // SAFETY: the context the kernel called us with.
         let (time, kind) = unsafe { ((*self.0.skb.skb).tstamp, (*self.0.skb.skb).tstamp_type) };
         if kind == DELIVERY_TIME && time > now { time } else { now }
+    }
+
+    #[inline(always)]
+    fn cgroup(&self, headers: &Headers, setup: &Setup, hook: &mut HookState) -> u64 {
+        owner::cgroup(&self.0, headers, Self::DIRECTION, setup, hook)
     }
 
     #[inline(always)]

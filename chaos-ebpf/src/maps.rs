@@ -31,6 +31,8 @@ pub(crate) static FL_DEVIATIONS: Array<i32> = Array::with_max_entries(1, 0);
 #[map]
 static FL_PROTOCOL: Array<u64> = Array::with_max_entries(256, 0);
 #[map]
+pub(crate) static FL_CGROUPS: HashMap<u64, u64> = HashMap::with_max_entries(1, 0);
+#[map]
 static FL_REMOTE_PORT: Array<u64> = Array::with_max_entries(65536, 0);
 #[map]
 static FL_LOCAL_PORT: Array<u64> = Array::with_max_entries(65536, 0);

@@ -3,14 +3,18 @@
 use std::{
     fs::{self, File},
     os::fd::{AsFd, BorrowedFd},
-    path::PathBuf,
-    process,
+    path::{Path, PathBuf},
+    process::{self, Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use crate::error::{Context, Result};
+use crate::{
+    error::{Context, Result},
+    harness::program,
+};
 
 const MOUNTS: &str = "/proc/self/mounts";
+const OWN: &str = "/proc/self/cgroup";
 
 /// A cgroup below the root, without processes. Removed when dropped.
 #[derive(Debug)]
@@ -28,7 +32,19 @@ impl Cgroup {
     pub fn new() -> Result<Self> {
         static NUMBERS: AtomicU32 = AtomicU32::new(0);
         let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
-        let path = root()?.join(format!("fl-test-{}-{number}", process::id()));
+        Self::at(root()?.join(format!("fl-test-{}-{number}", process::id())))
+    }
+
+    /// One with a name of its own, below the root.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn named(name: &str) -> Result<Self> {
+        Self::at(root()?.join(name))
+    }
+
+    fn at(path: PathBuf) -> Result<Self> {
         fs::create_dir(&path).context(path.display())?;
         let directory = File::open(&path).context(path.display())?;
         Ok(Self { path, directory })
@@ -44,13 +60,55 @@ impl Cgroup {
         fs::write(&file, "0").context(file.display())
     }
 
+    /// A new one below this one.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn child(&self, name: &str) -> Result<Self> {
+        Self::at(self.path.join(name))
+    }
+
+    /// Its folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Does something in here, and goes back: what sockets the calling process makes meanwhile are this cgroup's.
+    ///
+    /// # Errors
+    ///
+    /// The action's, and the kernel's.
+    pub fn run<T>(&self, action: impl FnOnce() -> Result<T>) -> Result<T> {
+        let own = fs::read_to_string(OWN).context(OWN)?;
+        let before = own.lines().find_map(|line| line.strip_prefix("0::/")).context(OWN)?;
+        let home = root()?.join(before).join("cgroup.procs");
+        self.join()?;
+        let done = action();
+        fs::write(&home, "0").context(home.display())?;
+        done
+    }
+
+    /// Starts a process in here that does nothing until its value is dropped. `prepare` may change it before.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be started.
+    pub fn inhabit(&self, prepare: impl FnOnce(&mut Command)) -> Result<Inhabitant> {
+        // It ends when nobody can write to it any more.
+        let mut command = Command::new(program("cat").context("no program cat")?);
+        command.stdin(Stdio::piped()).stdout(Stdio::null());
+        prepare(&mut command);
+        self.run(|| Ok(Inhabitant(command.spawn().context("cat")?)))
+    }
+
     /// Whether the calling process is here, by its own word.
     ///
     /// # Errors
     ///
     /// The kernel's.
     pub fn is_joined(&self) -> Result<bool> {
-        const OWN: &str = "/proc/self/cgroup";
         let own = fs::read_to_string(OWN).context(OWN)?;
         let name = self.path.file_name().context("a cgroup without a name")?.to_string_lossy();
         Ok(own.lines().any(|line| line.starts_with("0::") && line.ends_with(&*name)))
@@ -78,6 +136,17 @@ impl Drop for Cgroup {
     fn drop(&mut self) {
         // One that is not empty now stays; nothing acts on it.
         let _ = fs::remove_dir(&self.path);
+    }
+}
+
+/// A process that is somewhere and does nothing else.
+#[derive(Debug)]
+pub struct Inhabitant(Child);
+
+impl Drop for Inhabitant {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

@@ -52,6 +52,24 @@ impl Inventory {
         Ok(Self { lines })
     }
 
+    /// The same once nothing changes any more: what ended just before still lies about for a while.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn settled(namespaces: &[&Netns]) -> Result<Self> {
+        const STILL: Duration = Duration::from_millis(300);
+        const LONGEST: Duration = Duration::from_secs(10);
+        let deadline = Instant::now() + LONGEST;
+        loop {
+            let now = Self::take(namespaces)?;
+            thread::sleep(STILL);
+            if now == Self::take(namespaces)? || Instant::now() > deadline {
+                return Ok(now);
+            }
+        }
+    }
+
     /// What `after` has more or less than this; nothing if they are equal.
     #[must_use]
     pub fn difference(&self, after: &Self) -> Option<Difference> {

@@ -12,6 +12,7 @@ pub mod lab;
 pub mod stats;
 pub mod traffic;
 
+mod aim;
 mod decoys;
 mod doctor;
 mod ground;
@@ -25,7 +26,8 @@ use harness::Test;
 /// Every test there is.
 #[must_use]
 pub fn tests() -> Vec<&'static Test> {
-    let files = [decoys::TESTS, ground::TESTS, doctor::TESTS, loss::TESTS, shape::TESTS, programs::TESTS];
+    let files =
+        [decoys::TESTS, ground::TESTS, doctor::TESTS, loss::TESTS, shape::TESTS, aim::TESTS, programs::TESTS];
     files.into_iter().chain(life::TESTS.iter().copied()).flatten().collect()
 }
 

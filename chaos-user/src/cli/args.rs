@@ -12,8 +12,8 @@ use ipnet::IpNet;
 
 use crate::{
     spec::{
-        Chance, FaultSpec, Impairments, Loss, NetSpec, Percent, PortRange, Protocol, Ramp, Selectors, Sides,
-        parse_count, parse_duration, parse_network, parse_whole,
+        Chance, FaultSpec, Impairments, Loss, NetSpec, Owner, Percent, PortRange, Protocol, Ramp, Selectors,
+        Sides, parse_count, parse_duration, parse_network, parse_whole,
     },
     target::Netns,
 };
@@ -126,6 +126,15 @@ pub(super) struct FaultOptions {
     /// Let the first N matching packets through
     #[arg(long, value_name = "N", value_parser = parse_whole, allow_hyphen_values = true, default_value_t = 0, hide_default_value = true)]
     skip: u64,
+    /// Only packets of sockets made in this cgroup or below it: a path in the hierarchy, or of its folder
+    #[arg(long, value_name = "PATH", value_parser = NonEmptyStringValueParser::new())]
+    cgroup: Vec<String>,
+    /// Only packets of this systemd unit
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    unit: Vec<String>,
+    /// Only packets of this container (Docker, containerd, CRI-O, Podman, runc)
+    #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
+    container: Vec<String>,
     /// Act on N matching packets at most, those after the skipped ones
     #[arg(long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     first: Option<u64>,
@@ -137,10 +146,11 @@ pub(super) struct FaultOptions {
 /// What all faults of one run share.
 #[derive(Debug, Args)]
 pub(super) struct RunOptions {
-    /// The interface
-    #[arg(long, value_name = "IFACE", value_parser = NonEmptyStringValueParser::new())]
-    dev: String,
-    /// Network namespace of the interface: a name, a path, or pid:N for that of a process
+    /// The interface; that of the target's network namespace if it has one only
+    #[arg(long, value_name = "IFACE", value_parser = NonEmptyStringValueParser::new(), required_unless_present_any = ["cgroup", "unit", "container"])]
+    dev: Option<String>,
+    /// Network namespace of the interface: a name, a path, or pid:N for that of a process; that of the target if not
+    /// given
     #[arg(long, value_name = "NAME|PATH|pid:N")]
     netns: Option<Netns>,
     /// Seed of the random numbers, to repeat a run; drawn and shown if not given
@@ -273,14 +283,24 @@ impl FaultOptions {
             corrupt.ok_or_else(|| invalid("--fix-checksum needs corrupt: corrupt 1%".into()))?.fix_checksum =
                 true;
         }
-        let Self { direction, to, from, port, sport, proto, skip, first, every, .. } = self;
+        let Self {
+            direction, to, from, port, sport, proto, skip, first, every, cgroup, unit, container, ..
+        } = self;
         let sides = match direction {
             Direction::In => Sides::In,
             Direction::Out => Sides::Out,
             Direction::Both => Sides::Both,
         };
         let window = Window { skip, first: first.unwrap_or(u64::MAX), every: every.unwrap_or(1) };
-        Ok(FaultSpec { impairments, sides, selectors: Selectors { to, from, port, sport, proto }, window })
+        let owners = cgroup.into_iter().map(Owner::Cgroup);
+        let owners = owners.chain(unit.into_iter().map(Owner::Unit));
+        let owners = owners.chain(container.into_iter().map(Owner::Container)).collect();
+        Ok(FaultSpec {
+            impairments,
+            sides,
+            selectors: Selectors { to, from, port, sport, proto, owners },
+            window,
+        })
     }
 }
 

@@ -4,9 +4,9 @@ use clap::error::ErrorKind;
 
 use super::Code;
 use crate::{
-    fault::{TooManyRules, net::TooManyWaiting},
+    fault::{TooMany, net::TooManyWaiting},
     session::{Dirty, JournalError, SessionError, SweepError},
-    target::{DeviceError, NetnsError},
+    target::{CgroupError, DeviceError, NetnsError},
 };
 
 /// Why a command did not do what was asked.
@@ -17,7 +17,7 @@ pub enum CliError {
     Arguments(#[from] clap::Error),
     /// The rules.
     #[error("--and: {0}")]
-    Rules(#[from] TooManyRules),
+    Rules(#[from] TooMany),
     /// More than can wait.
     #[error("delay: {0}")]
     Room(#[from] TooManyWaiting),
@@ -30,6 +30,9 @@ pub enum CliError {
     /// The interface.
     #[error("--dev: {0}")]
     Device(#[from] DeviceError),
+    /// Whose packets.
+    #[error(transparent)]
+    Target(#[from] CgroupError),
     /// The network namespace.
     #[error("--netns: {0}")]
     Netns(#[from] NetnsError),
@@ -60,6 +63,7 @@ impl CliError {
             Self::Session(SessionError::Dirty(_)) => Code::Dirty,
             Self::NotRoot
             | Self::Device(_)
+            | Self::Target(_)
             | Self::Netns(_)
             | Self::Session(_)
             | Self::Journal(_)

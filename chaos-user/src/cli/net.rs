@@ -1,28 +1,35 @@
 //! `faultline net`: one run, from what was typed to the exit code.
 
-use std::{fs::File, io, io::Read};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io,
+    io::Read,
+};
 
 use super::{CliError, Code, args::RunOptions, report::Reporter};
 use crate::{
-    fault::{self, net},
+    fault::{self, CgroupId, net},
     session::{self, Armed, Ending, Plan, Prepared, RuleReport, SessionError, Signals, watch},
-    spec::{FaultSpec, NetSpec},
-    target::{Device, DeviceError, Home, Netns},
+    spec::{FaultSpec, NetSpec, Owner},
+    target::{Cgroup, CgroupError, Device, DeviceError, Home, Netns},
 };
 
 /// Does to packets what was asked until its time is over or something ends it.
 pub(super) fn run(first: FaultSpec, further: Vec<FaultSpec>, options: &RunOptions) -> Result<Code, CliError> {
     let spec = options.spec(std::iter::once(first).chain(further).collect());
-    let rules = fault::check(spec.faults.iter().flat_map(net::rules).collect())?;
-    net::check_room(&rules, spec.limit.unwrap_or(net::MOST_WAITING))?;
+    // What can be told from the words alone is told first.
+    net::check_room(&rules(&spec, &[])?, spec.limit.unwrap_or(net::MOST_WAITING))?;
     require_root()?;
     let signals = Signals::take()?;
     session::sweep()?;
-    let home = spec.netns.as_ref().map(Netns::enter).transpose()?;
-    let plan = plan(&spec, rules)?;
+    let targets = targets(&spec)?;
+    let home = network(&spec, &targets)?.as_ref().map(Netns::enter).transpose()?;
+    let plan = plan(&spec, rules(&spec, &targets)?, targets)?;
+    let device = plan.device.name.clone();
     let mut reporter = Reporter::new(options.json);
 
-    let prepared = Prepared::new(plan).map_err(|error| cause(error, &spec.device))?;
+    let prepared = Prepared::new(plan).map_err(|error| cause(error, &device))?;
     if prepared.holds_itself() {
         // One that stays only keeps the namespace from ending with those it belongs to.
         let _ = home.map(Home::go);
@@ -36,6 +43,52 @@ pub(super) fn run(first: FaultSpec, further: Vec<FaultSpec>, options: &RunOption
     let code = code(ending, rules.iter().any(|rule| rule.fired.packets > 0));
     reporter.ended(ending, &rules, code)?;
     Ok(code)
+}
+
+/// The rules of all faults, for targets that have been found or are still to be.
+fn rules(spec: &NetSpec, targets: &[(Owner, Cgroup)]) -> Result<Vec<fault::Rule>, CliError> {
+    let of = |fault: &FaultSpec| {
+        let owners = &fault.selectors.owners;
+        let found = targets.iter().filter(|(owner, _)| owners.contains(owner));
+        let cgroups: Vec<_> =
+            found.map(|(_, cgroup)| CgroupId { id: cgroup.id, level: cgroup.level }).collect();
+        net::rules(fault, &cgroups)
+    };
+    Ok(fault::check(spec.faults.iter().flat_map(of).collect())?)
+}
+
+/// The cgroups of everybody a fault is aimed at, each once.
+fn targets(spec: &NetSpec) -> Result<Vec<(Owner, Cgroup)>, CliError> {
+    let owners: BTreeSet<_> = spec.faults.iter().flat_map(|fault| &fault.selectors.owners).collect();
+    owners.into_iter().map(|owner| Ok((owner.clone(), Cgroup::find(owner)?))).collect()
+}
+
+/// The network namespace that was named, or that of the targets.
+fn network(spec: &NetSpec, targets: &[(Owner, Cgroup)]) -> Result<Option<Netns>, CliError> {
+    let mut processes = Vec::new();
+    for (owner, cgroup) in targets {
+        // Also where the namespace was named: a target nobody is in is none.
+        match cgroup.network(owner) {
+            Err(CgroupError::Scattered { .. }) if spec.netns.is_some() => {}
+            found => processes.push((owner, found?)),
+        }
+    }
+    if spec.netns.is_some() {
+        return Ok(spec.netns.clone());
+    }
+    let mut namespaces = BTreeMap::new();
+    for (owner, process) in processes {
+        let netns = Netns::of_process(process);
+        namespaces.insert(netns.inode()?, (owner, netns));
+    }
+    match namespaces.len() {
+        0 | 1 => Ok(namespaces.into_values().next().map(|(_, netns)| netns)),
+        count => {
+            let owner = targets.last().map(|(owner, _)| owner.clone());
+            let scattered = |owner| CgroupError::Scattered { owner, count }.into();
+            owner.map_or(Ok(None), |owner| Err(scattered(owner)))
+        }
+    }
 }
 
 /// From the first packet to the last.
@@ -60,8 +113,8 @@ fn cause(error: SessionError, device: &str) -> CliError {
     }
 }
 
-fn plan(spec: &NetSpec, rules: Vec<fault::Rule>) -> Result<Plan, CliError> {
-    let device = Device::find(&spec.device)?;
+fn plan(spec: &NetSpec, rules: Vec<fault::Rule>, targets: Vec<(Owner, Cgroup)>) -> Result<Plan, CliError> {
+    let device = spec.device.as_deref().map_or_else(Device::only, Device::find)?;
     let seed = spec.seed.map_or_else(draw_seed, Ok)?;
     if !device.ethernet && rules.iter().any(fault::Rule::needs_detour) {
         return Err(DeviceError::NoEthernet { name: device.name }.into());
@@ -70,7 +123,8 @@ fn plan(spec: &NetSpec, rules: Vec<fault::Rule>) -> Result<Plan, CliError> {
         return Err(DeviceError::Loopback { name: device.name }.into());
     }
     let limit = spec.limit.unwrap_or(net::MOST_WAITING);
-    Ok(Plan { device, rules, seed, duration: spec.duration, limit, exact: spec.exact })
+    let targets = targets.into_iter().map(|(_, cgroup)| cgroup).collect();
+    Ok(Plan { device, targets, rules, seed, duration: spec.duration, limit, exact: spec.exact })
 }
 
 /// 32 bits are enough to tell runs apart, and short enough to type again.
@@ -85,7 +139,7 @@ fn code(ending: Ending, fired: bool) -> Code {
         Ending::Elapsed if fired => Code::Success,
         Ending::Elapsed => Code::Inconclusive,
         Ending::Signal(_) => Code::Interrupted,
-        Ending::Lapsed(_) | Ending::DeviceGone | Ending::Unheard => Code::Aborted,
+        Ending::Lapsed(_) | Ending::DeviceGone | Ending::TargetGone | Ending::Unheard => Code::Aborted,
     }
 }
 

@@ -4,9 +4,9 @@ mod distribution;
 pub mod net;
 mod tables;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
-use chaos_ebpf::abi::{self, Direction, MAX_RULES, Window};
+use chaos_ebpf::abi::{self, Direction, MAX_LEVELS, MAX_RULES, Window};
 use ipnet::IpNet;
 
 pub use distribution::Deviations;
@@ -44,7 +44,8 @@ impl Rule {
             (Fault::Rate, rate.is_some()),
             (Fault::Delay, delay.is_some()),
         ];
-        there.into_iter().filter(|(_, there)| *there).map(|(fault, _)| fault).collect()
+        let aimed = (!self.matches.cgroups.is_empty()).then_some(Fault::Aim);
+        there.into_iter().filter(|(_, there)| *there).map(|(fault, _)| fault).chain(aimed).collect()
     }
 
     /// Whether its packets go a way of their own: to wait, or to have their checksums completed.
@@ -81,21 +82,46 @@ pub struct Match {
     pub local_ports: Vec<PortRange>,
     /// IP protocol numbers.
     pub protocols: Vec<u8>,
+    /// The cgroups of this host's sockets.
+    pub cgroups: Vec<CgroupId>,
 }
 
-/// More faults than there are bits in a rule set.
+/// A cgroup as the kernel's programs know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CgroupId {
+    /// Its number.
+    pub id: u64,
+    /// How deep it lies, the root being 0.
+    pub level: u8,
+}
+
+/// More than one run can have.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{0} rules, and one run has at most {MAX_RULES}; a fault is a rule for each direction it acts in, and \
-     further faults can go into a second run"
-)]
-pub struct TooManyRules(usize);
+pub enum TooMany {
+    /// More faults than there are bits in a rule set.
+    #[error(
+        "{0} rules, and one run has at most {MAX_RULES}; a fault is a rule for each direction it acts in, and \
+         further faults can go into a second run"
+    )]
+    Rules(usize),
+    /// Targets at more depths than are looked at.
+    #[error(
+        "cgroups at {0} different depths, and one run has at most {MAX_LEVELS}; further ones can go into a second run"
+    )]
+    Levels(usize),
+}
 
 /// Checks that a run can have these rules.
 ///
 /// # Errors
 ///
-/// [`TooManyRules`].
-pub fn check(rules: Vec<Rule>) -> Result<Vec<Rule>, TooManyRules> {
-    if rules.len() > MAX_RULES { Err(TooManyRules(rules.len())) } else { Ok(rules) }
+/// [`TooMany`].
+pub fn check(rules: Vec<Rule>) -> Result<Vec<Rule>, TooMany> {
+    let cgroups = rules.iter().flat_map(|rule| &rule.matches.cgroups);
+    let levels = cgroups.map(|cgroup| cgroup.level).collect::<BTreeSet<_>>().len();
+    match rules.len() {
+        count if count > MAX_RULES => Err(TooMany::Rules(count)),
+        _ if levels > MAX_LEVELS => Err(TooMany::Levels(levels)),
+        _ => Ok(rules),
+    }
 }

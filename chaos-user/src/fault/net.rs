@@ -7,19 +7,19 @@ use chaos_ebpf::{
     decide::random_start,
 };
 
-use super::{Match, Rule};
+use super::{CgroupId, Match, Rule};
 use crate::spec::{self, FaultSpec, Impairments, Loss, Selectors, Sides, show_rate};
 
-/// The rules of one fault: one for each direction it acts in.
+/// The rules of one fault: one for each direction it acts in. `cgroups` are those of its owners.
 #[must_use]
-pub fn rules(spec: &FaultSpec) -> Vec<Rule> {
+pub fn rules(spec: &FaultSpec, cgroups: &[CgroupId]) -> Vec<Rule> {
     let directions = spec.sides.directions();
     directions
         .iter()
         .map(|direction| Rule {
             label: spec.to_string(),
             direction: *direction,
-            matches: matches(&spec.selectors, spec.sides, *direction),
+            matches: matches(&spec.selectors, spec.sides, *direction, cgroups),
             window: spec.window,
             impairments: spec.impairments.clone(),
         })
@@ -28,13 +28,14 @@ pub fn rules(spec: &FaultSpec) -> Vec<Rule> {
 
 /// Source and destination as remote and local end. A conversation is described as it is sent, so what is
 /// received of it has its destination where the description has its source.
-fn matches(selectors: &Selectors, sides: Sides, direction: Direction) -> Match {
-    let Selectors { to, from, port, sport, proto } = selectors.clone();
+fn matches(selectors: &Selectors, sides: Sides, direction: Direction, cgroups: &[CgroupId]) -> Match {
+    let Selectors { to, from, port, sport, proto, owners: _ } = selectors.clone();
     let protocols = proto.into_iter().flat_map(spec::Protocol::numbers).collect();
+    let cgroups = cgroups.to_vec();
     if direction == Direction::In && sides != Sides::Both {
-        Match { remote: from, local: to, remote_ports: sport, local_ports: port, protocols }
+        Match { remote: from, local: to, remote_ports: sport, local_ports: port, protocols, cgroups }
     } else {
-        Match { remote: to, local: from, remote_ports: port, local_ports: sport, protocols }
+        Match { remote: to, local: from, remote_ports: port, local_ports: sport, protocols, cgroups }
     }
 }
 
@@ -185,7 +186,7 @@ mod tests {
             ..Selectors::default()
         };
         let impairments = Impairments::parse(&["loss".into(), "5%".into()]).expect("valid");
-        rules(&FaultSpec { impairments, sides, selectors, window: Window::ALL })
+        rules(&FaultSpec { impairments, sides, selectors, window: Window::ALL }, &[])
     }
 
     #[test]

@@ -8,7 +8,7 @@ use chaos_ebpf::{
 };
 use ipnet::IpNet;
 
-use super::{Deviations, Rule};
+use super::{CgroupId, Deviations, Rule};
 use crate::spec::PortRange;
 
 /// Address tables of one end and family, keyed by the address in network byte order and the prefix length.
@@ -25,6 +25,8 @@ pub struct Tables {
     pub deviations: Deviations,
     /// By IP protocol number.
     pub protocols: BTreeMap<u8, u64>,
+    /// By a cgroup's number.
+    pub cgroups: BTreeMap<u64, u64>,
     /// By port, for each end.
     pub ports: BTreeMap<(End, u16), u64>,
     /// By IPv4 prefix, for each end: whole addresses are those of length 32.
@@ -46,6 +48,7 @@ impl Tables {
             &mut setup.any_local,
             &mut setup.any_remote_port,
             &mut setup.any_local_port,
+            &mut setup.any_cgroup,
         ] {
             *any = u64::MAX;
         }
@@ -67,6 +70,17 @@ impl Tables {
         }
         for protocol in &matches.protocols {
             *self.protocols.entry(*protocol).or_default() |= bit;
+        }
+        if !matches.cgroups.is_empty() {
+            self.setup.any_cgroup &= !bit;
+        }
+        for CgroupId { id, level } in &matches.cgroups {
+            *self.cgroups.entry(*id).or_default() |= bit;
+            let (levels, count) = (&mut self.setup.levels, self.setup.level_count as usize);
+            if !levels[..count].contains(level) && count < levels.len() {
+                levels[count] = *level;
+                self.setup.level_count += 1;
+            }
         }
         self.add_end(bit, End::Remote, &matches.remote, &matches.remote_ports);
         self.add_end(bit, End::Local, &matches.local, &matches.local_ports);
@@ -242,7 +256,7 @@ mod tests {
             |(out, remote, local, remote_ports, local_ports, protocols)| Rule {
                 label: String::new(),
                 direction: if out { Direction::Out } else { Direction::In },
-                matches: Match { remote, local, remote_ports, local_ports, protocols },
+                matches: Match { remote, local, remote_ports, local_ports, protocols, cgroups: Vec::new() },
                 window: Window::ALL,
                 impairments: Impairments::default(),
             },

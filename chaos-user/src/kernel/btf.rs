@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use btf_rs::{Backend, Btf, Type};
+use btf_rs::{Backend, Btf, Struct, Type};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::{Error, Result};
@@ -46,10 +46,8 @@ impl KernelTypes {
         let types = self.0.resolve_types_by_name(structure).map_err(|error| unreadable(&error))?;
         for found in types {
             let Type::Struct(found) = found else { continue };
-            for member in &found.members {
-                if self.0.resolve_name(member).is_ok_and(|name| name == field) {
-                    return Ok(member.bit_offset() / 8);
-                }
+            if let Some(bits) = self.bits_within(&found, field) {
+                return Ok(bits / 8);
             }
         }
         Err(Error::new(
@@ -57,6 +55,20 @@ impl KernelTypes {
             format!("{structure}.{field} in {VMLINUX}"),
             io::ErrorKind::NotFound.into(),
         ))
+    }
+
+    /// The same in bits, also of a field in a part of it that has no name.
+    fn bits_within(&self, structure: &Struct, field: &str) -> Option<u32> {
+        structure.members.iter().find_map(|member| match self.0.resolve_name(member).ok()? {
+            name if name == field => Some(member.bit_offset()),
+            name if name.is_empty() => match self.0.resolve_chained_type(member).ok()? {
+                Type::Struct(part) | Type::Union(part) => {
+                    Some(member.bit_offset() + self.bits_within(&part, field)?)
+                }
+                _ => None,
+            },
+            _ => None,
+        })
     }
 
     /// The number of a function, which programs attach to.

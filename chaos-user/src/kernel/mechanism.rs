@@ -179,6 +179,8 @@ pub enum Fault {
     Duplicate,
     /// Packets have wrong bits.
     Corrupt,
+    /// Any of these, for the sockets of a cgroup alone.
+    Aim,
 }
 
 impl Fault {
@@ -191,6 +193,7 @@ impl Fault {
             Self::Rate => "rate",
             Self::Duplicate => "duplicate",
             Self::Corrupt => "corrupt",
+            Self::Aim => "cgroup",
         }
     }
 }
@@ -236,6 +239,10 @@ pub const WAYS: &[Way] = &[
     way(Fault::Corrupt, Direction::In,  M::Clsact,   &[M::Btf]),
     way(Fault::Corrupt, Direction::Out, M::Tcx,      &[M::Btf]),
     way(Fault::Corrupt, Direction::Out, M::Clsact,   &[M::Btf]),
+    way(Fault::Aim, Direction::In,  M::Tcx,          &[M::Btf, M::CgroupV2]),
+    way(Fault::Aim, Direction::In,  M::Clsact,       &[M::Btf, M::CgroupV2]),
+    way(Fault::Aim, Direction::Out, M::Tcx,          &[M::Btf, M::CgroupV2]),
+    way(Fault::Aim, Direction::Out, M::Clsact,       &[M::Btf, M::CgroupV2]),
 ];
 
 /// The ways to have a fault, the best first.

@@ -9,7 +9,7 @@ use aya::{
     util::nr_cpus,
 };
 use chaos_ebpf::{
-    abi::{self, Control, DIRECTIONS, Direction, HookState, RuleState, Setup, map, program},
+    abi::{self, CgroupOffsets, Control, DIRECTIONS, Direction, HookState, RuleState, Setup, map, program},
     classify::End,
     decide::random_start,
 };
@@ -62,10 +62,14 @@ impl Programs {
     ///
     /// The kernel's, with the end of the verifier's log.
     pub fn load(tables: &Tables, seed: u64, environment: Environment) -> Result<Self> {
+        let types = KernelTypes::read()?;
+        let cgroup =
+            if tables.cgroups.is_empty() { CgroupOffsets::default() } else { cgroup_offsets(&types)? };
         let setup = Setup {
+            cgroup,
             owner_tgid: environment.owner_tgid,
             ethernet: environment.ethernet.into(),
-            tgid_offset: KernelTypes::read()?.offset("task_struct", "tgid")?,
+            tgid_offset: types.offset("task_struct", "tgid")?,
             ifindex: environment.ifindex,
             place: environment.place,
             links: environment.near,
@@ -96,6 +100,10 @@ impl Programs {
             protocols
                 .set(u32::from(*protocol), rules, 0)
                 .map_err(|error| Error::aya("write", map::PROTOCOL, &error))?;
+        }
+        let mut cgroups: HashMap<_, u64, u64> = self.typed(map::CGROUPS)?;
+        for (id, rules) in &tables.cgroups {
+            cgroups.insert(id, rules, 0).map_err(|error| Error::aya("write", map::CGROUPS, &error))?;
         }
         for (end, name) in [(End::Remote, map::REMOTE_PORT), (End::Local, map::LOCAL_PORT)] {
             let mut ports: Array<_, u64> = self.typed(name)?;
@@ -254,9 +262,22 @@ impl Programs {
     }
 }
 
+fn cgroup_offsets(types: &KernelTypes) -> Result<CgroupOffsets> {
+    Ok(CgroupOffsets {
+        of_socket: types.offset("sock", "sk_cgrp_data")?,
+        level: types.offset("cgroup", "level")?,
+        ancestors: types.offset("cgroup", "ancestors")?,
+        node: types.offset("cgroup", "kn")?,
+        node_id: types.offset("kernfs_node", "id")?,
+    })
+}
+
 /// How many entries the maps need whose size depends on the run; the kernel refuses none at all.
 fn sizes(tables: &Tables) -> Vec<(&'static str, u32)> {
-    let mut sizes = vec![(map::DEVIATIONS, tables.deviations.entries.len() as u32)];
+    let mut sizes = vec![
+        (map::DEVIATIONS, tables.deviations.entries.len() as u32),
+        (map::CGROUPS, tables.cgroups.len() as u32),
+    ];
     for (end, any, name) in [
         (End::Remote, tables.setup.any_remote_port, map::REMOTE_PORT),
         (End::Local, tables.setup.any_local_port, map::LOCAL_PORT),

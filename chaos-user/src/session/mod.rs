@@ -42,7 +42,7 @@ use crate::{
         probe,
         programs::{Environment, Programs},
     },
-    target::{self, Device},
+    target::{self, Cgroup, Device},
 };
 use journal::Journal;
 use lease::Lease;
@@ -52,6 +52,8 @@ use lease::Lease;
 pub struct Plan {
     /// The interface.
     pub device: Device,
+    /// Whose packets; without any, everybody's.
+    pub targets: Vec<Cgroup>,
     /// The rules, at most [`MAX_RULES`](chaos_ebpf::abi::MAX_RULES).
     pub rules: Vec<Rule>,
     /// Seed of the random numbers.

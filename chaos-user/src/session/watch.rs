@@ -16,7 +16,10 @@ use nix::{
 };
 
 use super::{Armed, Lapsed, RENEWAL, RuleReport, SessionError};
-use crate::kernel::{self, clock};
+use crate::{
+    kernel::{self, clock},
+    target::Cgroup,
+};
 
 /// How soon a vanished interface is noticed.
 const LOOK: Duration = Duration::from_millis(200);
@@ -35,6 +38,8 @@ pub enum Ending {
     Lapsed(Lapsed),
     /// The interface is gone.
     DeviceGone,
+    /// All cgroups that were aimed at are gone.
+    TargetGone,
     /// Nobody reads what it prints.
     Unheard,
 }
@@ -149,6 +154,10 @@ impl Armed {
         }
         if let Err(lapsed) = self.lease.lapsed() {
             return Ok(Some(Ending::Lapsed(lapsed)));
+        }
+        let targets = &self.prepared.plan.targets;
+        if !targets.is_empty() && !targets.iter().any(Cgroup::exists) {
+            return Ok(Some(Ending::TargetGone));
         }
         for attachment in &self.prepared.attachments {
             if !attachment.alive()? {

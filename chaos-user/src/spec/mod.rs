@@ -3,6 +3,7 @@
 
 mod impair;
 mod net;
+mod owner;
 mod percent;
 mod ramp;
 mod select;
@@ -10,6 +11,7 @@ mod units;
 
 pub use impair::{Chance, Corrupt, Delay, Distribution, Impairments, Loss, Rate, Reorder};
 pub use net::{FaultSpec, NetSpec, Sides};
+pub use owner::Owner;
 pub use percent::Percent;
 pub use ramp::Ramp;
 pub use select::{PortRange, Protocol, Selectors, parse_count, parse_duration, parse_network, parse_whole};

@@ -65,9 +65,9 @@ impl fmt::Display for FaultSpec {
 /// Network faults on one interface.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NetSpec {
-    /// The interface's name.
-    pub device: String,
-    /// The network namespace it lies in; the caller's own if none is named.
+    /// The interface's name; if none is given, the only one of the network namespace.
+    pub device: Option<String>,
+    /// The network namespace it lies in; if none is named, that of the target, or the caller's own.
     pub netns: Option<Netns>,
     /// The faults.
     pub faults: Vec<FaultSpec>,

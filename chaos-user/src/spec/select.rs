@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr, str::FromStr, time::Duration};
 use chaos_ebpf::packet::protocol;
 use ipnet::IpNet;
 
-use super::Invalid;
+use super::{Invalid, Owner};
 
 /// What a packet must be for a rule to match it. An empty list asks nothing; the entries of one list are
 /// alternatives; all lists must be met.
@@ -21,11 +21,13 @@ pub struct Selectors {
     pub sport: Vec<PortRange>,
     /// Protocols.
     pub proto: Vec<Protocol>,
+    /// Whose packets.
+    pub owners: Vec<Owner>,
 }
 
 impl fmt::Display for Selectors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { to, from, port, sport, proto } = self;
+        let Self { to, from, port, sport, proto, owners } = self;
         let options = |name: &str, values: Vec<String>| -> Vec<String> {
             values.into_iter().map(|value| format!(" --{name} {value}")).collect()
         };
@@ -35,6 +37,7 @@ impl fmt::Display for Selectors {
             options("port", port.iter().map(ToString::to_string).collect()),
             options("sport", sport.iter().map(ToString::to_string).collect()),
             options("proto", proto.iter().map(ToString::to_string).collect()),
+            owners.iter().map(|owner| format!(" {owner}")).collect(),
         ];
         f.write_str(&all.concat().concat())
     }

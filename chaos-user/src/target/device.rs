@@ -26,6 +26,12 @@ pub enum DeviceError {
         /// Those that are there.
         there: String,
     },
+    /// None was named, and there is not just one.
+    #[error("no interface was named, and in the target's network namespace {there}; name one with --dev")]
+    NotOne {
+        /// Those that could be meant.
+        there: String,
+    },
     /// Neither Ethernet nor bare IP.
     #[error("{name} is of link type {layer} (ARPHRD), and only Ethernet and bare IP interfaces can be read")]
     LinkType {
@@ -58,6 +64,25 @@ pub enum DeviceError {
 const ARPHRD_RAWIP: u16 = 519;
 
 impl Device {
+    /// The only interface that is up, `lo` aside.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError`].
+    pub fn only() -> Result<Self, DeviceError> {
+        let loopback = libc::IFF_LOOPBACK.cast_unsigned();
+        let mut links = Netlink::open()?.links()?;
+        links.retain(|link| link.is_up() && link.flags & loopback == 0);
+        match &links[..] {
+            [link] => Self::find(&link.name),
+            [] => Err(DeviceError::NotOne { there: "none is up but lo".into() }),
+            several => {
+                let names: Vec<_> = several.iter().map(|link| link.name.as_str()).collect();
+                Err(DeviceError::NotOne { there: format!("there are {}", names.join(", ")) })
+            }
+        }
+    }
+
     /// Looks an interface up by its name.
     ///
     /// # Errors

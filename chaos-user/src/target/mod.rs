@@ -1,7 +1,9 @@
 //! What a fault is aimed at.
 
+mod cgroup;
 mod device;
 mod netns;
 
+pub use cgroup::{Cgroup, CgroupError};
 pub use device::{Device, DeviceError};
 pub use netns::{Home, Netns, NetnsError, current as current_netns, within as within_netns};

@@ -57,6 +57,24 @@ impl fmt::Display for Netns {
 }
 
 impl Netns {
+    /// That of a process.
+    #[must_use]
+    pub fn of_process(process: u32) -> Self {
+        let Ok(netns) = format!("pid:{process}").parse();
+        netns
+    }
+
+    /// Its inode number, which is how the kernel tells namespaces apart.
+    ///
+    /// # Errors
+    ///
+    /// [`NetnsError`] if there is no such namespace.
+    pub fn inode(&self) -> Result<u64, NetnsError> {
+        let error =
+            |source| NetnsError { name: self.text.clone(), path: self.path.clone(), call: "stat", source };
+        Ok(std::fs::metadata(&self.path).map_err(error)?.ino())
+    }
+
     /// Moves the calling thread into it.
     ///
     /// # Errors

@@ -104,8 +104,13 @@ impl Thread {
 
 /// What a helper without arguments answers a program that runs in the calling thread.
 pub(super) fn ask(helper: bpf_func_id) -> Result<u64> {
+    ask_about(helper, 0)
+}
+
+/// The same of a helper with one argument, or without.
+pub(super) fn ask_about(helper: bpf_func_id, number: i32) -> Result<u64> {
     let flag = Flag::new()?;
-    let code = Code::default().call(helper).then(flag.keep_result()).exit(0);
+    let code = Code::default().set(1, number).call(helper).then(flag.keep_result()).exit(0);
     run_here(&load_raw("doctor_ask", &code)?)?;
     flag.get()
 }

@@ -20,6 +20,7 @@ mod tracing;
 
 use std::{
     io,
+    path::PathBuf,
     thread::{self, ScopedJoinHandle},
 };
 
@@ -110,6 +111,35 @@ pub fn own_tgid() -> u32 {
 pub fn jiffies() -> Result<u64, Error> {
     flag::ask(bpf_func_id::BPF_FUNC_jiffies64)
 }
+
+/// Where the v2 hierarchy of cgroups is mounted, if it is.
+///
+/// # Errors
+///
+/// If `/proc` is not mounted.
+pub fn cgroup_root() -> Result<Option<PathBuf>, Error> {
+    mounts::find("cgroup2")
+}
+
+/// How deep the cgroup of this number lies, the root being 0, if it is the caller's or one around that. In a cgroup
+/// namespace the topmost folder need not be the root.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn cgroup_level(number: u64) -> Result<Option<u8>, Error> {
+    for level in 0..DEEPEST {
+        match flag::ask_about(bpf_func_id::BPF_FUNC_get_current_ancestor_cgroup_id, level.into())? {
+            0 => break,
+            found if found == number => return Ok(Some(level)),
+            _ => {}
+        }
+    }
+    Ok(None)
+}
+
+/// Deeper than cgroups are nested.
+const DEEPEST: u8 = 64;
 
 /// The probes that act for the thread they run in. One after the other: some share a function.
 fn in_own_thread(host: &Host, types: ScopedJoinHandle<'_, Result<KernelTypes, Error>>) -> Vec<(M, Answer)> {

@@ -1,0 +1,136 @@
+//! Whose packet it is: the cgroup of the socket that sends it, or that will receive it.
+//!
+//! What is sent carries its socket; what is received has none yet, so it is looked up as the kernel is going to, by the
+//! packet's ends. So is that of a packet which has lost its socket on another owner's way round, or that the kernel
+//! itself sends for a connection. Raw sockets, ICMP and multicast have no ends to be found by when they are received.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    bindings::{__sk_buff, bpf_sock, bpf_sock_tuple},
+    helpers::generated::{
+        bpf_probe_read_kernel, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release,
+        bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id,
+    },
+    programs::TcContext,
+};
+use chaos_ebpf::{
+    abi::{Direction, HookState, MAX_LEVELS, Setup},
+    packet::{Headers, Network, protocol},
+};
+
+use crate::maps::FL_CGROUPS;
+
+/// `BPF_F_CURRENT_NETNS`: that of the interface.
+const HERE: u64 = u64::MAX;
+
+/// The rules that want the cgroup of the packet's socket, or one around it.
+#[inline(always)]
+pub(crate) fn cgroup(
+    context: &TcContext,
+    headers: &Headers,
+    direction: Direction,
+    setup: &Setup,
+    hook: &mut HookState,
+) -> u64 {
+    let skb = context.skb.skb;
+    // SAFETY: the context the kernel called us with.
+    if matches!(direction, Direction::Out) && unsafe { bpf_skb_cgroup_id(skb) } != 0 {
+        // SAFETY: as above, and a number.
+        return around(setup, |level| unsafe { bpf_skb_ancestor_cgroup_id(skb, level as i32) });
+    }
+    let found = look_up(skb, headers, direction);
+    if found.is_null() {
+        return 0;
+    }
+    let socket = address(found, hook);
+    let at = &setup.cgroup;
+    let cgroup = read(socket + u64::from(at.of_socket));
+    let depth = read(cgroup + u64::from(at.level)) as u32;
+    let rules = around(setup, |level| {
+        if level > depth {
+            return 0;
+        }
+        let ancestor = read(cgroup + u64::from(at.ancestors) + 8 * u64::from(level));
+        read(read(ancestor + u64::from(at.node)) + u64::from(at.node_id))
+    });
+    // SAFETY: a socket that was found, which is held until now.
+    unsafe { bpf_sk_release(found.cast()) };
+    rules
+}
+
+/// Where a socket lies, as a number. The helper that would say a socket's cgroup is not for tc programs; the kernel's
+/// own structures say it, by offsets that the verifier does not let a socket's pointer be moved by.
+#[inline(always)]
+fn address(socket: *mut bpf_sock, hook: &mut HookState) -> u64 {
+    let scratch = &raw mut hook.scratch;
+    // SAFETY: in the map, this CPU's slot.
+    unsafe {
+        scratch.write_volatile(socket as u64);
+        scratch.read_volatile()
+    }
+}
+
+/// Eight bytes of the kernel's memory, 0 where there is none.
+#[inline(always)]
+fn read(address: u64) -> u64 {
+    let mut value = 0_u64;
+    // SAFETY: the helper checks what it reads, and writes eight bytes.
+    unsafe { bpf_probe_read_kernel((&raw mut value).cast(), 8, address as *const c_void) };
+    value
+}
+
+/// The rules of all cgroups that `ancestor` names, by their level.
+#[inline(always)]
+fn around(setup: &Setup, ancestor: impl Fn(u32) -> u64) -> u64 {
+    let mut rules = 0;
+    for place in 0..MAX_LEVELS {
+        if place as u32 >= setup.level_count {
+            break;
+        }
+        let number = ancestor(u32::from(setup.levels[place]));
+        // SAFETY: the owner never deletes an entry while a program can run.
+        rules |= unsafe { FL_CGROUPS.get(number) }.copied().unwrap_or(0);
+    }
+    rules
+}
+
+/// The socket that has the local end of a packet, to be released; null if there is none.
+#[inline(always)]
+fn look_up(skb: *mut __sk_buff, headers: &Headers, direction: Direction) -> *mut bpf_sock {
+    let Headers { has_ports, network, source, destination, source_port, destination_port, .. } = headers;
+    let is_tcp = headers.protocol == protocol::TCP;
+    if !*has_ports || !is_tcp && headers.protocol != protocol::UDP {
+        return core::ptr::null_mut();
+    }
+    // As it would be received: the remote end is the source.
+    let ((remote, remote_port), (local, local_port)) = match direction {
+        Direction::In => ((source, source_port), (destination, destination_port)),
+        Direction::Out => ((destination, destination_port), (source, source_port)),
+    };
+    let ports = u32::from(remote_port.to_be()) | u32::from(local_port.to_be()) << 16;
+    match network {
+        Network::V4 => find(skb, &mut [remote[0], local[0], ports], is_tcp),
+        Network::V6 => {
+            let mut ends =
+                [remote[0], remote[1], remote[2], remote[3], local[0], local[1], local[2], local[3], ports];
+            find(skb, &mut ends, is_tcp)
+        }
+        Network::Other => core::ptr::null_mut(),
+    }
+}
+
+/// Addresses and ports in the order of `struct bpf_sock_tuple`, whose length says which family it is.
+#[inline(always)]
+fn find<const WORDS: usize>(skb: *mut __sk_buff, ends: &mut [u32; WORDS], is_tcp: bool) -> *mut bpf_sock {
+    let (context, tuple) = (skb.cast::<c_void>(), ends.as_mut_ptr().cast::<bpf_sock_tuple>());
+    let size = size_of::<[u32; WORDS]>() as u32;
+    // SAFETY: the context the kernel called us with, and as many bytes as are said.
+    unsafe {
+        if is_tcp {
+            bpf_sk_lookup_tcp(context, tuple, size, HERE, 0)
+        } else {
+            bpf_sk_lookup_udp(context, tuple, size, HERE, 0)
+        }
+    }
+}

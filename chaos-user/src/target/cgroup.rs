@@ -1,0 +1,272 @@
+//! Cgroups, and what is known by the cgroup it runs in: containers and systemd's units. No engine and no bus is asked:
+//! the hierarchy says it all.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    kernel::{self, probe},
+    spec::Owner,
+};
+
+/// A cgroup of the v2 hierarchy, with those below it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cgroup {
+    /// Its folder.
+    pub path: PathBuf,
+    /// The kernel's number of it.
+    pub id: u64,
+    /// How deep it lies, the root being 0.
+    pub level: u8,
+}
+
+/// A target that is not there, or not one.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// No cgroup v2.
+    #[error("{owner}: no cgroup2 file system is mounted here, and cgroup v1 does not number sockets' cgroups; {remedy}", remedy = kernel::mechanism::Mechanism::CgroupV2.remedy())]
+    NoHierarchy {
+        /// What was asked for.
+        owner: Owner,
+    },
+    /// Nothing of that name.
+    #[error("{owner}: there is no such {what} among the cgroups in {}", root.display())]
+    Unknown {
+        /// What was asked for.
+        owner: Owner,
+        /// What that is.
+        what: &'static str,
+        /// Where it was looked for.
+        root: PathBuf,
+    },
+    /// More than one.
+    #[error(
+        "{owner} is ambiguous: it could be {}; write more of it, or --cgroup with one of these",
+        listed(found)
+    )]
+    Ambiguous {
+        /// What was asked for.
+        owner: Owner,
+        /// Those it could be.
+        found: Vec<PathBuf>,
+    },
+    /// Nobody is in it.
+    #[error("{owner}: there is no process in {} or below it: an empty target", path.display())]
+    Empty {
+        /// What was asked for.
+        owner: Owner,
+        /// The cgroup.
+        path: PathBuf,
+    },
+    /// Its processes do not share one network.
+    #[error("{owner}: its processes are in {count} network namespaces; say in which one with --netns")]
+    Scattered {
+        /// What was asked for.
+        owner: Owner,
+        /// How many.
+        count: usize,
+    },
+    /// Too deep, or at too many depths.
+    #[error("{owner}: {} lies outside of the cgroups that this process can number", path.display())]
+    Outside {
+        /// What was asked for.
+        owner: Owner,
+        /// The cgroup.
+        path: PathBuf,
+    },
+    /// A file of the hierarchy, or of `/proc`.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The kernel's answer.
+    #[error(transparent)]
+    Kernel(#[from] kernel::Error),
+}
+
+fn listed(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+impl Cgroup {
+    /// Finds the cgroup that is meant.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError`]; nothing was changed.
+    pub fn find(owner: &Owner) -> Result<Self, CgroupError> {
+        let root = probe::cgroup_root()?.ok_or_else(|| CgroupError::NoHierarchy { owner: owner.clone() })?;
+        let unknown = |what| CgroupError::Unknown { owner: owner.clone(), what, root: root.clone() };
+        let only = |what, found| one(owner, found)?.ok_or_else(|| unknown(what));
+        let path = match owner {
+            Owner::Cgroup(name) => {
+                let inside = if Path::new(name).starts_with(&root) {
+                    PathBuf::from(name)
+                } else {
+                    root.join(name.trim_start_matches('/'))
+                };
+                // Links and dots lead out of what was counted.
+                let inside = inside.canonicalize().map_err(|_| unknown("cgroup"))?;
+                (inside.starts_with(&root) && inside.is_dir())
+                    .then_some(inside)
+                    .ok_or_else(|| unknown("cgroup"))?
+            }
+            Owner::Unit(name) => {
+                let name = if name.contains('.') { name.clone() } else { format!("{name}.service") };
+                only("unit", named(&root, |folder| folder == name))?
+            }
+            Owner::Container(id) => only("container", named(&root, |folder| is_container(folder, id)))?,
+        };
+        let file = |source| CgroupError::File { path: path.clone(), source };
+        let id = fs::metadata(&path).map_err(file)?.ino();
+        let outside = || CgroupError::Outside { owner: owner.clone(), path: path.clone() };
+        let below = path.strip_prefix(&root).map_or(0, |inside| inside.components().count());
+        let base = probe::cgroup_level(fs::metadata(&root).map_err(file)?.ino())?.ok_or_else(outside)?;
+        let level = u8::try_from(usize::from(base) + below).map_err(|_| outside())?;
+        Ok(Self { path, id, level })
+    }
+
+    /// The processes in it and below it.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::File`].
+    pub fn processes(&self) -> Result<Vec<u32>, CgroupError> {
+        let mut processes = Vec::new();
+        for folder in below(&self.path).into_iter().chain([self.path.clone()]) {
+            let path = folder.join("cgroup.procs");
+            match fs::read_to_string(&path) {
+                Ok(text) => processes.extend(text.lines().filter_map(|line| line.parse::<u32>().ok())),
+                // Gone meanwhile, or a threaded cgroup, whose processes are listed above it.
+                Err(error)
+                    if matches!(
+                        error.raw_os_error(),
+                        Some(libc::ENOENT | libc::ENODEV | libc::EOPNOTSUPP)
+                    ) => {}
+                Err(source) => return Err(CgroupError::File { path, source }),
+            }
+        }
+        Ok(processes)
+    }
+
+    /// Whether it is still there.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        fs::metadata(&self.path).is_ok_and(|folder| folder.ino() == self.id)
+    }
+
+    /// A process by whose `/proc` folder the one network namespace of all that are in the cgroup can be entered.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Empty`], or that there are several.
+    pub fn network(&self, owner: &Owner) -> Result<u32, CgroupError> {
+        let mut namespaces = BTreeSet::new();
+        let mut one = None;
+        for process in self.processes()? {
+            // A process may end at any time, and zombies have none.
+            if let Ok(namespace) = fs::metadata(format!("/proc/{process}/ns/net")) {
+                namespaces.insert(namespace.ino());
+                one = one.or(Some(process));
+            }
+        }
+        match (one, namespaces.len()) {
+            (Some(process), 1) => Ok(process),
+            (Some(_), count) => Err(CgroupError::Scattered { owner: owner.clone(), count }),
+            (None, _) => Err(CgroupError::Empty { owner: owner.clone(), path: self.path.clone() }),
+        }
+    }
+}
+
+/// The only one of these, if there is any.
+fn one(owner: &Owner, mut found: Vec<PathBuf>) -> Result<Option<PathBuf>, CgroupError> {
+    if found.len() > 1 {
+        found.sort();
+        return Err(CgroupError::Ambiguous { owner: owner.clone(), found });
+    }
+    Ok(found.pop())
+}
+
+/// All folders below this one.
+fn below(root: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut left = vec![root.to_owned()];
+    while let Some(folder) = left.pop() {
+        // What goes meanwhile is not looked for.
+        let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
+        let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        let before = found.len();
+        found.extend(folders.map(|entry| entry.path()));
+        left.extend_from_slice(&found[before..]);
+    }
+    found
+}
+
+/// Those of these names, without what lies below another of them: a container's own cgroups may be named after it.
+fn named(root: &Path, is_name: impl Fn(&str) -> bool) -> Vec<PathBuf> {
+    let mut found = below(root);
+    found.retain(|path| path.file_name().is_some_and(|name| is_name(&name.to_string_lossy())));
+    let all = found.clone();
+    found.retain(|path| !all.iter().any(|other| path != other && path.starts_with(other)));
+    found
+}
+
+/// Fewest characters of an id that say which it is.
+const SHORTEST: usize = 4;
+
+/// Whether a cgroup's folder is a container's: `ID`, or as the engines have it with systemd, `docker-ID.scope`,
+/// `cri-containerd-ID.scope`, `crio-ID.scope`, `libpod-ID.scope`, `runc-ID.scope`. An id of hexadecimal digits may be cut
+/// short. The engines' own watchers (`libpod-conmon-ID`, `crio-conmon-ID`) are not the container.
+fn is_container(folder: &str, id: &str) -> bool {
+    let name = folder.strip_suffix(".scope").unwrap_or(folder);
+    let (engine, whole) = match ["docker-", "cri-containerd-", "crio-", "libpod-", "runc-", "lxc-"]
+        .iter()
+        .find_map(|engine| Some((*engine, name.strip_prefix(engine)?)))
+    {
+        Some((engine, rest)) => (engine, rest),
+        None => ("", name),
+    };
+    let hexadecimal = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_id = whole.len() == 64 && hexadecimal(whole);
+    let cut_short = is_id && id.len() >= SHORTEST && hexadecimal(id) && whole.starts_with(id);
+    // A name of the user's own choice is what runc has; a slice or a unit of that name is none.
+    let named = whole == id && (!engine.is_empty() || !folder.contains('.'));
+    named || cut_short
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn containers_by_the_names_of_their_cgroups() {
+        let id = "0123456789abcdef".repeat(4);
+        let short = &id[..12];
+        for folder in [
+            format!("docker-{id}.scope"),
+            format!("cri-containerd-{id}.scope"),
+            format!("crio-{id}.scope"),
+            format!("libpod-{id}.scope"),
+            format!("libpod-{id}"),
+            id.clone(),
+        ] {
+            assert!(is_container(&folder, short) && is_container(&folder, &id), "{folder}");
+            assert!(!is_container(&folder, "123456789abc") && !is_container(&folder, "012"), "{folder}");
+        }
+        for folder in
+            [format!("libpod-conmon-{id}.scope"), format!("crio-conmon-{id}"), "system.slice".into()]
+        {
+            assert!(!is_container(&folder, short), "{folder}");
+        }
+        assert!(is_container("runc-web.scope", "web") && is_container("web", "web"));
+        assert!(!is_container("web.service", "web") && !is_container("website", "web"));
+        assert!(!is_container("web.slice", "web.slice"));
+    }
+}
