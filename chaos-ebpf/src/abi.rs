@@ -128,6 +128,8 @@ pub struct Setup {
     pub any_remote_port: u64,
     /// Rules that any local port satisfies.
     pub any_local_port: u64,
+    /// Rules that only keep others from acting.
+    pub sparing: u64,
     /// Rules that any socket, and none, satisfies; the others want one of a cgroup.
     pub any_cgroup: u64,
     /// How deep the cgroups are that rules want, the root being 0; a level each.
@@ -308,6 +310,8 @@ pub struct Rule {
     pub expires_at: u64,
     /// Which packets, by their order.
     pub window: Window,
+    /// The rules that do nothing to its packets; then it does nothing else.
+    pub spares: u64,
     /// What it does, a set of [`effect`] bits.
     pub effects: u32,
     /// 1 if `window` leaves anything out, so that packets must be numbered.
@@ -341,6 +345,7 @@ impl Rule {
     pub const NOTHING: Self = Self {
         expires_at: u64::MAX,
         window: Window::ALL,
+        spares: 0,
         effects: 0,
         numbered: 0,
         loss: Chance { threshold: 0, correlation: 0 },
@@ -432,11 +437,11 @@ pub struct HookState {
 }
 
 const _: () = assert!(size_of::<Control>() == 24);
-const _: () = assert!(size_of::<Setup>() == 152);
+const _: () = assert!(size_of::<Setup>() == 160);
 const _: () = assert!(size_of::<Window>() == 24);
 const _: () = assert!(size_of::<Delay>() == 32);
 const _: () = assert!(size_of::<Rate>() == 32);
-const _: () = assert!(size_of::<Rule>() == 168);
+const _: () = assert!(size_of::<Rule>() == 176);
 const _: () = assert!(size_of::<Wire>() == 16);
 const _: () = assert!(size_of::<Count>() == 24);
 const _: () = assert!(size_of::<RuleState>() == 136);

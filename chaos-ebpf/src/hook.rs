@@ -26,6 +26,7 @@ static FL_SETUP: Setup = Setup {
     any_protocol: 0,
     any_remote_port: 0,
     any_local_port: 0,
+    sparing: 0,
     any_cgroup: 0,
     levels: [0; MAX_LEVELS],
     tables: 0,
@@ -189,6 +190,9 @@ pub(crate) fn decide<P: Packet>(packet: &P, fate: &mut Fate) -> Option<()> {
     if P::IS_BUFFER && setup.any_cgroup != u64::MAX && candidates & !setup.any_cgroup != 0 {
         candidates &= setup.any_cgroup | packet.cgroup(&headers, setup, hook);
     }
+    if setup.sparing != 0 {
+        candidates = spare(candidates, setup.sparing, segments, bytes);
+    }
     if candidates == 0 {
         return None;
     }
@@ -212,6 +216,27 @@ pub(crate) fn decide<P: Packet>(packet: &P, fate: &mut Fate) -> Option<()> {
         }
     }
     Some(())
+}
+
+/// The rules that are left of these when those that keep others from acting have done so.
+#[inline(always)]
+fn spare(candidates: u64, sparing: u64, segments: u32, bytes: u64) -> u64 {
+    let mut spared = 0;
+    let mut left = candidates & sparing;
+    for _ in 0..u64::BITS {
+        if left == 0 {
+            break;
+        }
+        let index = left.trailing_zeros();
+        left &= left - 1;
+        let (Some(rule), Some(state)) = (FL_RULES.get(index), FL_STATE.get_ptr_mut(index)) else { break };
+        if candidates & rule.spares != 0 {
+            spared |= rule.spares;
+            // SAFETY: this CPU's slot, and nothing else runs at this hook on it meanwhile: BH is off.
+            unsafe { (*state).matched.add(segments, bytes) };
+        }
+    }
+    candidates & !spared & !sparing
 }
 
 /// A packet and the rules that are still to be asked.

@@ -13,7 +13,7 @@ use crate::{
     ensure,
     error::{Context, Result},
     faultline::{Exit, Faultline},
-    harness::{Need, Test, is_emulated, rounds},
+    harness::{Need, Test, is_emulated, program, rounds},
     inventory::Inventory,
     lab::{Family, Lab, NEAR_DEVICE, Netns, Options},
     loss::Way,
@@ -22,6 +22,14 @@ use crate::{
 };
 
 const BPF: &[Need] = &[Need::Root, Need::Btf, Need::CgroupV2];
+const CONTAINER: &[Need] = &[
+    Need::Root,
+    Need::Btf,
+    Need::CgroupV2,
+    Need::UnifiedCgroups,
+    Need::Program("runc"),
+    Need::Program("busybox"),
+];
 const FQ: &[Need] = &[Need::Root, Need::Btf, Need::CgroupV2, Need::SchFq];
 
 /// The tests of this file.
@@ -32,6 +40,8 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("aim::everything_at_once", everything).needs(FQ).timeout(60),
     Test::new("aim::tcp_of_one_cgroup", tcp).needs(BPF),
     Test::new("aim::cgroups_below_and_processes_that_join", below).needs(BPF),
+    Test::new("aim::partition_of_one_cgroup", partition).needs(BPF),
+    Test::new("aim::a_container_of_runc", container).needs(CONTAINER).timeout(60),
     Test::new("aim::the_targets_own_network", own_network).needs(BPF),
     Test::new("aim::a_target_that_vanishes", vanishes).needs(BPF),
     Test::new("aim::what_is_no_target", refused).needs(BPF),
@@ -245,6 +255,100 @@ fn below() -> Result {
     ensure!(counts == [0, 0, 20, 20], "below, joined, beside, outside: {counts:?} of 20 came");
     ensure!(came(&inside, 20)? == 20, "lost after");
     Ok(())
+}
+
+/// Both ways, and the peer is reached by everybody else.
+fn partition() -> Result {
+    let scene = Scene::new()?;
+    for (way, family) in combinations() {
+        let flows = scene.flows(way, family)?;
+        let fault = scene.arm(&format!("partition --peer {}", scene.lab.outward(family).target))?;
+        let counts = [came(&flows.target, 20)?, came(&flows.bystander, 20)?];
+        ended(&fault)?;
+        ensure!(counts == [0, 20], "{} {family}: {counts:?} of 20 came", way.name());
+        ensure!(came(&flows.target, 20)? == 20, "{} {family}: cut off after", way.name());
+    }
+    Ok(())
+}
+
+/// Two containers in one network, as of a pod: the one aimed at is hit.
+fn container() -> Result {
+    let lab = Lab::new()?;
+    let names = ["target", "bystander"].map(|name| format!("fl-test-{name}-{}", std::process::id()));
+    let containers: Vec<_> =
+        names.iter().map(|name| Container::start(name, &lab.near)).collect::<Result<_>>()?;
+    let sends = |container: &Container| container.pings(lab.outward(Family::V4).target);
+    ensure!(sends(&containers[0])? && sends(&containers[1])?, "no answer before");
+    let fault = Faultline::start(&["net", "loss", "100%", "--container", &names[0]])?;
+    fault.wait_event("armed", PATIENCE)?;
+    let answered = [sends(&containers[0])?, sends(&containers[1])?];
+    ended(&fault)?;
+    ensure!(answered == [false, true], "answered: {answered:?}");
+    ensure!(sends(&containers[0])?, "no answer after");
+    Ok(())
+}
+
+/// A container with nothing in it but busybox.
+struct Container {
+    name: String,
+    bundle: std::path::PathBuf,
+}
+
+impl Container {
+    fn start(name: &str, netns: &Netns) -> Result<Self> {
+        let bundle = std::env::temp_dir().join(name);
+        let bin = bundle.join("rootfs/bin");
+        std::fs::create_dir_all(&bin).context(bin.display())?;
+        let busybox = program("busybox").context("no program busybox")?;
+        std::fs::copy(&busybox, bin.join("busybox")).context(busybox.display())?;
+        let container = Self { name: name.into(), bundle };
+        let capabilities = ["CAP_NET_RAW"];
+        let config = serde_json::json!({
+            "ociVersion": "1.0.2",
+            "process": {
+                "terminal": false, "user": { "uid": 0, "gid": 0 }, "cwd": "/",
+                "args": ["/bin/busybox", "sleep", "1000"],
+                "capabilities": { "bounding": capabilities, "effective": capabilities, "permitted": capabilities },
+            },
+            "root": { "path": "rootfs", "readonly": true },
+            "mounts": [{ "destination": "/proc", "type": "proc", "source": "proc" }],
+            "linux": { "namespaces": [
+                { "type": "pid" }, { "type": "mount" }, { "type": "ipc" },
+                { "type": "network", "path": netns.path() },
+            ] },
+        });
+        let file = container.bundle.join("config.json");
+        std::fs::create_dir_all(container.bundle.join("rootfs/proc")).context("rootfs/proc")?;
+        std::fs::write(&file, config.to_string()).context(file.display())?;
+        let bundle = container.bundle.to_string_lossy().into_owned();
+        container.runc(&["run", "--detach", "--bundle", &bundle, name])?;
+        Ok(container)
+    }
+
+    fn runc(&self, arguments: &[&str]) -> Result<bool> {
+        let mut runc = std::process::Command::new(program("runc").context("no program runc")?);
+        let null = std::process::Stdio::null;
+        // Its container keeps what it is given: nothing that anybody waits for the end of.
+        let log = self.bundle.join("log").to_string_lossy().into_owned();
+        runc.args(["--log", &log]).args(arguments).stdin(null()).stdout(null()).stderr(null());
+        let status = runc.status().context("runc")?;
+        let said = std::fs::read_to_string(&log).unwrap_or_default();
+        ensure!(status.success() || arguments[0] == "exec", "runc {arguments:?}: {status}: {said}");
+        Ok(status.success())
+    }
+
+    /// Whether an echo request of the container's is answered.
+    fn pings(&self, to: std::net::IpAddr) -> Result<bool> {
+        let to = to.to_string();
+        self.runc(&["exec", &self.name, "/bin/busybox", "ping", "-c", "1", "-W", "1", &to])
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let _ = self.runc(&["delete", "--force", &self.name]);
+        let _ = std::fs::remove_dir_all(&self.bundle);
+    }
 }
 
 /// Neither `--netns` nor `--dev`: they are the target's. Then a container by the name of its cgroup.

@@ -13,6 +13,7 @@ pub mod stats;
 pub mod traffic;
 
 mod aim;
+mod cut;
 mod decoys;
 mod doctor;
 mod ground;
@@ -26,8 +27,16 @@ use harness::Test;
 /// Every test there is.
 #[must_use]
 pub fn tests() -> Vec<&'static Test> {
-    let files =
-        [decoys::TESTS, ground::TESTS, doctor::TESTS, loss::TESTS, shape::TESTS, aim::TESTS, programs::TESTS];
+    let files = [
+        decoys::TESTS,
+        ground::TESTS,
+        doctor::TESTS,
+        loss::TESTS,
+        shape::TESTS,
+        aim::TESTS,
+        cut::TESTS,
+        programs::TESTS,
+    ];
     files.into_iter().chain(life::TESTS.iter().copied()).flatten().collect()
 }
 

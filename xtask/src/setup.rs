@@ -20,7 +20,7 @@ const LINKER_LLVM: &str = "/usr/lib/llvm-22";
 
 /// What guests need of the host, each by a program of it: QEMU, what they boot into, and the real programs that
 /// tests run in them.
-const GUEST_PROGRAMS: [(&str, &str); 11] = [
+const GUEST_PROGRAMS: [(&str, &str); 12] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("virtiofsd", "qemu-system-common"),
     ("busybox", "busybox-static"),
@@ -31,6 +31,7 @@ const GUEST_PROGRAMS: [(&str, &str); 11] = [
     ("redis-server", "redis-server"),
     ("nginx", "nginx-light"),
     ("ab", "apache2-utils"),
+    ("runc", "runc"),
     ("openssl", "openssl"),
 ];
 

@@ -12,8 +12,8 @@ use ipnet::IpNet;
 
 use crate::{
     spec::{
-        Chance, FaultSpec, Impairments, Loss, NetSpec, Owner, Percent, PortRange, Protocol, Ramp, Selectors,
-        Sides, parse_count, parse_duration, parse_network, parse_whole,
+        Chance, Cut, Exclusion, FaultSpec, Impairments, Loss, NetSpec, Owner, Peer, Percent, PortRange,
+        Protocol, Ramp, Selectors, Sides, parse_count, parse_duration, parse_network, parse_whole,
     },
     target::Netns,
 };
@@ -78,6 +78,8 @@ Faults, several of which may follow one another, and happen to the same packets 
   reorder PERCENT [CORRELATION] [gap N]             not delayed; needs delay
   rate RATE [OVERHEAD] [burst BYTES] [limit PACKETS] on a wire of 10mbit, say
   delay TIME [JITTER [CORRELATION]] [distribution uniform|normal|pareto|paretonormal|./FILE]
+  partition                                         nothing gets through from or to a --peer
+  blackhole                                         nothing gets through
 A first value written FROM..TO/TIME changes evenly in that time.
 
 --to, --from, --port and --sport describe the packets as they go in the fault's direction. With --direction \
@@ -105,9 +107,9 @@ pub(super) struct FaultOptions {
     /// Change a fault's first value evenly: 0..100ms/30s, or delay=0..100ms/30s if there are several
     #[arg(long, value_name = "[FAULT=]FROM..TO/TIME", allow_hyphen_values = true)]
     ramp: Vec<String>,
-    /// Which packets: those the interface receives, those it sends, or both
-    #[arg(long, value_name = "WAY", default_value = "out", hide_default_value = false)]
-    direction: Direction,
+    /// Which packets: those the interface receives, those it sends, or both [default: out; of a cut: both]
+    #[arg(long, value_name = "WAY")]
+    direction: Option<Direction>,
     /// Only packets to this address or network
     #[arg(long, value_name = "CIDR", value_parser = parse_network)]
     to: Vec<IpNet>,
@@ -126,6 +128,13 @@ pub(super) struct FaultOptions {
     /// Let the first N matching packets through
     #[arg(long, value_name = "N", value_parser = parse_whole, allow_hyphen_values = true, default_value_t = 0, hide_default_value = true)]
     skip: u64,
+    /// Only packets from or to this other host: an address, a network, a name, @FILE, container:ID, unit:NAME or
+    /// cgroup:PATH
+    #[arg(long, value_name = "PEER", conflicts_with_all = ["to", "from"])]
+    peer: Vec<Peer>,
+    /// Leave these alone: other hosts as for --peer, port:22, proto:icmp
+    #[arg(long, visible_alias = "except", value_name = "WHAT")]
+    exclude: Vec<Exclusion>,
     /// Only packets of sockets made in this cgroup or below it: a path in the hierarchy, or of its folder
     #[arg(long, value_name = "PATH", value_parser = NonEmptyStringValueParser::new())]
     cgroup: Vec<String>,
@@ -255,13 +264,13 @@ impl FaultOptions {
     /// # Errors
     ///
     /// If the words mean nothing, or an option does not go with them.
-    pub(super) fn spec(self, mut first: Vec<String>) -> Result<FaultSpec, clap::Error> {
-        let Self { words, per, reorder_by_jitter, fix_checksum, ramp, .. } = self;
-        first.extend(words);
+    pub(super) fn spec(self, mut words: Vec<String>) -> Result<FaultSpec, clap::Error> {
+        words.extend_from_slice(&self.words);
+        let Self { per, reorder_by_jitter, fix_checksum, .. } = self;
         let invalid = |message: String| Cli::command().error(ErrorKind::ValueValidation, message);
-        let mut impairments = Impairments::parse(&first).map_err(|error| invalid(error.to_string()))?;
-        for text in ramp {
-            let ramp = Ramp::option(&text, &impairments);
+        let mut impairments = Impairments::parse(&words).map_err(|error| invalid(error.to_string()))?;
+        for text in &self.ramp {
+            let ramp = Ramp::option(text, &impairments);
             let ramp =
                 ramp.map_err(|error| invalid(format!("invalid value '{text}' for '--ramp': {error}")))?;
             impairments.ramps.push(ramp);
@@ -283,24 +292,27 @@ impl FaultOptions {
             corrupt.ok_or_else(|| invalid("--fix-checksum needs corrupt: corrupt 1%".into()))?.fix_checksum =
                 true;
         }
-        let Self {
-            direction, to, from, port, sport, proto, skip, first, every, cgroup, unit, container, ..
-        } = self;
-        let sides = match direction {
-            Direction::In => Sides::In,
-            Direction::Out => Sides::Out,
-            Direction::Both => Sides::Both,
+        let sides = match (self.direction, impairments.cut()) {
+            (Some(Direction::In), _) => Sides::In,
+            (Some(Direction::Out), _) | (None, None) => Sides::Out,
+            (Some(Direction::Both), _) | (None, Some(_)) => Sides::Both,
         };
+        if impairments.cut() == Some(Cut::Partition) && self.peer.is_empty() {
+            let message = "partition needs to know from whom: --peer 10.0.0.0/8, say; blackhole does not";
+            return Err(invalid(message.into()));
+        }
+        let Self { skip, first, every, .. } = self;
         let window = Window { skip, first: first.unwrap_or(u64::MAX), every: every.unwrap_or(1) };
+        Ok(FaultSpec { impairments, sides, selectors: self.selectors(), window })
+    }
+
+    /// Which packets.
+    fn selectors(self) -> Selectors {
+        let Self { to, from, port, sport, proto, cgroup, unit, container, peer, exclude, .. } = self;
         let owners = cgroup.into_iter().map(Owner::Cgroup);
         let owners = owners.chain(unit.into_iter().map(Owner::Unit));
         let owners = owners.chain(container.into_iter().map(Owner::Container)).collect();
-        Ok(FaultSpec {
-            impairments,
-            sides,
-            selectors: Selectors { to, from, port, sport, proto, owners },
-            window,
-        })
+        Selectors { to, from, port, sport, proto, owners, peers: peer, excluded: exclude }
     }
 }
 

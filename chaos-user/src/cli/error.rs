@@ -1,12 +1,13 @@
 //! What a command says when it cannot do what was asked.
 
 use clap::error::ErrorKind;
+use ipnet::IpNet;
 
 use super::Code;
 use crate::{
     fault::{TooMany, net::TooManyWaiting},
     session::{Dirty, JournalError, SessionError, SweepError},
-    target::{CgroupError, DeviceError, NetnsError},
+    target::{CgroupError, DeviceError, NetnsError, PeerError},
 };
 
 /// Why a command did not do what was asked.
@@ -33,6 +34,18 @@ pub enum CliError {
     /// Whose packets.
     #[error(transparent)]
     Target(#[from] CgroupError),
+    /// The other hosts.
+    #[error("--peer: {0}")]
+    Peer(#[source] PeerError),
+    /// Those that are left alone.
+    #[error("--exclude: {0}")]
+    Excluded(#[source] PeerError),
+    /// One that is both.
+    #[error("{peer} is a --peer and excluded as well: nothing of it would be hit")]
+    PeerExcluded {
+        /// Its addresses.
+        peer: IpNet,
+    },
     /// The network namespace.
     #[error("--netns: {0}")]
     Netns(#[from] NetnsError),
@@ -59,11 +72,16 @@ impl CliError {
     pub fn code(&self) -> Code {
         match self {
             Self::Arguments(error) if !error.use_stderr() => Code::Success,
+            Self::Peer(PeerError::Line { .. } | PeerError::File { .. })
+            | Self::Excluded(PeerError::Line { .. } | PeerError::File { .. })
+            | Self::PeerExcluded { .. } => Code::InvalidInput,
             Self::Arguments(_) | Self::Rules(_) | Self::Room(_) | Self::UnknownFault(_) => Code::InvalidInput,
             Self::Session(SessionError::Dirty(_)) => Code::Dirty,
             Self::NotRoot
             | Self::Device(_)
             | Self::Target(_)
+            | Self::Peer(_)
+            | Self::Excluded(_)
             | Self::Netns(_)
             | Self::Session(_)
             | Self::Journal(_)

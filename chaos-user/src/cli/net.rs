@@ -9,23 +9,29 @@ use std::{
 
 use super::{CliError, Code, args::RunOptions, report::Reporter};
 use crate::{
-    fault::{self, CgroupId, net},
+    fault::{
+        self, CgroupId,
+        net::{self, Found},
+    },
     session::{self, Armed, Ending, Plan, Prepared, RuleReport, SessionError, Signals, watch},
-    spec::{FaultSpec, NetSpec, Owner},
-    target::{Cgroup, CgroupError, Device, DeviceError, Home, Netns},
+    spec::{Exclusion, FaultSpec, NetSpec, Owner, Selectors},
+    target::{Cgroup, CgroupError, Device, DeviceError, Home, Netns, addresses, current_netns},
 };
 
 /// Does to packets what was asked until its time is over or something ends it.
 pub(super) fn run(first: FaultSpec, further: Vec<FaultSpec>, options: &RunOptions) -> Result<Code, CliError> {
     let spec = options.spec(std::iter::once(first).chain(further).collect());
     // What can be told from the words alone is told first.
-    net::check_room(&rules(&spec, &[])?, spec.limit.unwrap_or(net::MOST_WAITING))?;
+    let unknown: Vec<_> = spec.faults.iter().map(|fault| (fault, Found::default())).collect();
+    net::check_room(&fault::check(net::rules(&unknown))?, spec.limit.unwrap_or(net::MOST_WAITING))?;
     require_root()?;
     let signals = Signals::take()?;
     session::sweep()?;
     let targets = targets(&spec)?;
-    let home = network(&spec, &targets)?.as_ref().map(Netns::enter).transpose()?;
-    let plan = plan(&spec, rules(&spec, &targets)?, targets)?;
+    let network = network(&spec, &targets)?;
+    let rules = rules(&spec, &targets, network.as_ref())?;
+    let home = network.as_ref().map(Netns::enter).transpose()?;
+    let plan = plan(&spec, rules, targets)?;
     let device = plan.device.name.clone();
     let mut reporter = Reporter::new(options.json);
 
@@ -45,16 +51,32 @@ pub(super) fn run(first: FaultSpec, further: Vec<FaultSpec>, options: &RunOption
     Ok(code)
 }
 
-/// The rules of all faults, for targets that have been found or are still to be.
-fn rules(spec: &NetSpec, targets: &[(Owner, Cgroup)]) -> Result<Vec<fault::Rule>, CliError> {
-    let of = |fault: &FaultSpec| {
-        let owners = &fault.selectors.owners;
-        let found = targets.iter().filter(|(owner, _)| owners.contains(owner));
-        let cgroups: Vec<_> =
-            found.map(|(_, cgroup)| CgroupId { id: cgroup.id, level: cgroup.level }).collect();
-        net::rules(fault, &cgroups)
+/// The rules of all faults, with everybody they speak of looked up.
+fn rules(
+    spec: &NetSpec,
+    targets: &[(Owner, Cgroup)],
+    network: Option<&Netns>,
+) -> Result<Vec<fault::Rule>, CliError> {
+    let here = network.map_or_else(|| Ok(current_netns()?), |netns| netns.inode().map_err(CliError::from))?;
+    let found = |fault: &FaultSpec| {
+        let Selectors { owners, peers, excluded, .. } = &fault.selectors;
+        let aimed = targets.iter().filter(|(owner, _)| owners.contains(owner));
+        let cgroups = aimed.map(|(_, cgroup)| CgroupId { id: cgroup.id, level: cgroup.level }).collect();
+        let mut all = Vec::new();
+        for peer in peers {
+            all.extend(addresses(peer, here).map_err(CliError::Peer)?);
+        }
+        let of = |exclusion: &Exclusion| match exclusion {
+            Exclusion::Peer(peer) => addresses(peer, here).map_err(CliError::Excluded),
+            Exclusion::Port(_) | Exclusion::Protocol(_) => Ok(Vec::new()),
+        };
+        let excluded = excluded.iter().map(of).collect::<Result<Vec<_>, _>>()?;
+        let lost = all.iter().find(|peer| excluded.iter().flatten().any(|other| other.contains(*peer)));
+        lost.map_or(Ok(()), |peer| Err(CliError::PeerExcluded { peer: *peer }))?;
+        Ok::<_, CliError>(Found { cgroups, peers: all, excluded })
     };
-    Ok(fault::check(spec.faults.iter().flat_map(of).collect())?)
+    let faults = spec.faults.iter().map(|fault| Ok((fault, found(fault)?)));
+    Ok(fault::check(net::rules(&faults.collect::<Result<Vec<_>, CliError>>()?))?)
 }
 
 /// The cgroups of everybody a fault is aimed at, each once.

@@ -30,6 +30,8 @@ pub struct Rule {
     pub window: Window,
     /// What is done to them.
     pub impairments: Impairments,
+    /// The rules that do nothing to its packets, by their numbers; then it does nothing else.
+    pub spares: Vec<usize>,
 }
 
 impl Rule {
@@ -65,7 +67,8 @@ impl Rule {
     pub fn row(&self, elapsed: Duration, deviations: &mut Deviations, seed: u64) -> abi::Rule {
         let table = deviations.place(&self.impairments);
         let effects = net::effects(&self.impairments, elapsed, table, seed);
-        abi::Rule { window: self.window, numbered: u32::from(self.window != Window::ALL), ..effects }
+        let spares = self.spares.iter().fold(0, |rules, rule| rules | 1 << rule);
+        abi::Rule { window: self.window, numbered: u32::from(self.window != Window::ALL), spares, ..effects }
     }
 }
 

@@ -3,40 +3,94 @@
 use std::time::Duration;
 
 use chaos_ebpf::{
-    abi::{self, Direction, effect},
+    abi::{self, Direction, Window, effect},
     decide::random_start,
 };
 
-use super::{CgroupId, Match, Rule};
-use crate::spec::{self, FaultSpec, Impairments, Loss, Selectors, Sides, show_rate};
+use ipnet::IpNet;
 
-/// The rules of one fault: one for each direction it acts in. `cgroups` are those of its owners.
+use super::{CgroupId, Match, Rule};
+use crate::spec::{self, Exclusion, FaultSpec, Impairments, Loss, Selectors, Sides, show_rate};
+
+/// What of a fault had to be looked up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// The cgroups of its owners.
+    pub cgroups: Vec<CgroupId>,
+    /// The addresses of its peers.
+    pub peers: Vec<IpNet>,
+    /// Those of its exclusions, by their place among these.
+    pub excluded: Vec<Vec<IpNet>>,
+}
+
+/// The rules of all faults: of each one for each direction it acts in, and behind them what they leave alone.
 #[must_use]
-pub fn rules(spec: &FaultSpec, cgroups: &[CgroupId]) -> Vec<Rule> {
-    let directions = spec.sides.directions();
-    directions
-        .iter()
-        .map(|direction| Rule {
-            label: spec.to_string(),
-            direction: *direction,
-            matches: matches(&spec.selectors, spec.sides, *direction, cgroups),
-            window: spec.window,
-            impairments: spec.impairments.clone(),
-        })
-        .collect()
+pub fn rules(faults: &[(&FaultSpec, Found)]) -> Vec<Rule> {
+    let mut rules: Vec<Rule> = Vec::new();
+    let mut spares: Vec<Rule> = Vec::new();
+    for (spec, found) in faults {
+        for direction in spec.sides.directions() {
+            let place = rules.len();
+            rules.push(Rule {
+                label: spec.to_string(),
+                direction: *direction,
+                matches: matches(&spec.selectors, spec.sides, *direction, found),
+                window: spec.window,
+                impairments: spec.impairments.clone(),
+                spares: Vec::new(),
+            });
+            for spare in spec.selectors.excluded.iter().zip(&found.excluded).flat_map(left_alone) {
+                let (label, matches) = (format!("exclude {}", spare.0), spare.1);
+                // What several faults leave alone is looked for once.
+                match spares
+                    .iter_mut()
+                    .find(|other| other.direction == *direction && other.matches == matches)
+                {
+                    Some(other) => other.spares.push(place),
+                    None => spares.push(Rule {
+                        label,
+                        direction: *direction,
+                        matches,
+                        window: Window::ALL,
+                        impairments: Impairments::default(),
+                        spares: vec![place],
+                    }),
+                }
+            }
+        }
+    }
+    rules.extend(spares);
+    rules
+}
+
+/// The packets of an exclusion: a port is one at either end.
+fn left_alone((exclusion, addresses): (&Exclusion, &Vec<IpNet>)) -> Vec<(String, Match)> {
+    let all = match exclusion {
+        Exclusion::Peer(_) => vec![Match { remote: addresses.clone(), ..Match::default() }],
+        Exclusion::Port(port) => vec![
+            Match { remote_ports: vec![*port], ..Match::default() },
+            Match { local_ports: vec![*port], ..Match::default() },
+        ],
+        Exclusion::Protocol(protocol) => vec![Match { protocols: protocol.numbers(), ..Match::default() }],
+    };
+    all.into_iter().map(|matches| (exclusion.to_string(), matches)).collect()
 }
 
 /// Source and destination as remote and local end. A conversation is described as it is sent, so what is
 /// received of it has its destination where the description has its source.
-fn matches(selectors: &Selectors, sides: Sides, direction: Direction, cgroups: &[CgroupId]) -> Match {
-    let Selectors { to, from, port, sport, proto, owners: _ } = selectors.clone();
+fn matches(selectors: &Selectors, sides: Sides, direction: Direction, found: &Found) -> Match {
+    let Selectors { to, from, port, sport, proto, owners: _, peers: _, excluded: _ } = selectors.clone();
     let protocols = proto.into_iter().flat_map(spec::Protocol::numbers).collect();
-    let cgroups = cgroups.to_vec();
-    if direction == Direction::In && sides != Sides::Both {
-        Match { remote: from, local: to, remote_ports: sport, local_ports: port, protocols, cgroups }
+    let cgroups = found.cgroups.clone();
+    let (mut remote, local, remote_ports, local_ports) = if direction == Direction::In && sides != Sides::Both
+    {
+        (from, to, sport, port)
     } else {
-        Match { remote: to, local: from, remote_ports: port, local_ports: sport, protocols, cgroups }
-    }
+        (to, from, port, sport)
+    };
+    // The command line lets only one of the two be given.
+    remote.extend(&found.peers);
+    Match { remote, local, remote_ports, local_ports, protocols, cgroups }
 }
 
 /// What the kernel is told to do, after this time: all of a rule but its end and its window.
@@ -50,6 +104,10 @@ pub fn effects(impairments: &Impairments, elapsed: Duration, table: (u32, u32), 
         Some(Loss::Random(it)) => {
             rule.effects |= effect::LOSS;
             rule.loss = chance(it);
+        }
+        Some(Loss::All(_)) => {
+            rule.effects |= effect::LOSS;
+            rule.loss.threshold = spec::Percent::ALL.threshold();
         }
         Some(Loss::PerFlow(percent)) => {
             rule.effects |= effect::PER_FLOW;
@@ -174,8 +232,6 @@ fn wire(rate: &spec::Rate) -> abi::Rate {
 
 #[cfg(test)]
 mod tests {
-    use chaos_ebpf::abi::Window;
-
     use super::*;
     use crate::spec::parse_network;
 
@@ -186,7 +242,7 @@ mod tests {
             ..Selectors::default()
         };
         let impairments = Impairments::parse(&["loss".into(), "5%".into()]).expect("valid");
-        rules(&FaultSpec { impairments, sides, selectors, window: Window::ALL }, &[])
+        rules(&[(&FaultSpec { impairments, sides, selectors, window: Window::ALL }, Found::default())])
     }
 
     #[test]

@@ -63,6 +63,9 @@ impl Tables {
         self.setup.direction[rule.direction as usize] |= bit;
         let row = rule.row(Duration::ZERO, &mut self.deviations, seed);
         self.setup.effects |= row.effects;
+        if row.spares != 0 {
+            self.setup.sparing |= bit;
+        }
         self.rules.push(row);
         let matches = &rule.matches;
         if !matches.protocols.is_empty() {
@@ -259,6 +262,7 @@ mod tests {
                 matches: Match { remote, local, remote_ports, local_ports, protocols, cgroups: Vec::new() },
                 window: Window::ALL,
                 impairments: Impairments::default(),
+                spares: Vec::new(),
             },
         )
     }

@@ -414,6 +414,8 @@ pub struct RuleReport {
     pub fired: Count,
     /// What it did to these.
     pub effects: Effects,
+    /// Whether it only keeps others from acting: what it matched was left alone.
+    pub spares: bool,
     /// Packets of the whole run that could not wait, found no room on the way back, or still waited when it ended.
     pub queue_lost: u64,
 }
@@ -431,6 +433,7 @@ fn report(rules: &[Rule], counters: &Counters) -> Vec<RuleReport> {
             eligible: eligible(&rule.window, count.matched.packets),
             fired: count.fired,
             effects: count.effects,
+            spares: !rule.spares.is_empty(),
             queue_lost: 0,
         })
         .collect()

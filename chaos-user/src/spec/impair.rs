@@ -52,6 +52,28 @@ pub enum Loss {
     PerFlow(Percent),
     /// Gilbert-Elliott: p, r, 1-h, 1-k.
     Bursts([Percent; 4]),
+    /// Everything.
+    All(Cut),
+}
+
+/// A connection that is cut: all is lost, both ways if nothing else is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// From some peers.
+    Partition,
+    /// From whatever is not excluded.
+    Blackhole,
+}
+
+impl Cut {
+    /// As it is written.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Partition => "partition",
+            Self::Blackhole => "blackhole",
+        }
+    }
 }
 
 /// Corruption.
@@ -120,7 +142,7 @@ pub struct Rate {
 }
 
 /// What a word begins.
-const FAULTS: &str = "loss, delay, rate, reorder, duplicate, corrupt";
+const FAULTS: &str = "loss, delay, rate, reorder, duplicate, corrupt, partition, blackhole";
 
 /// The words of one fault after the other.
 struct Words<'a> {
@@ -187,7 +209,8 @@ impl<'a> Words<'a> {
 fn is_name(word: &str) -> bool {
     const NAMES: [&str; 10] =
         ["loss", "delay", "rate", "reorder", "duplicate", "corrupt", "gap", "distribution", "bits", "offset"];
-    NAMES.contains(&word) || ["burst", "limit", "overhead", "random", "gemodel"].contains(&word)
+    NAMES.contains(&word)
+        || ["partition", "blackhole", "burst", "limit", "overhead", "random", "gemodel"].contains(&word)
 }
 
 impl Impairments {
@@ -210,6 +233,8 @@ impl Impairments {
                 "corrupt" => all.corrupt.replace(corrupt(&mut words, &mut all.ramps)?).is_some(),
                 "reorder" => all.reorder.replace(reorder(&mut words, &mut all.ramps)?).is_some(),
                 "rate" => all.rate.replace(rate(&mut words, &mut all.ramps)?).is_some(),
+                "partition" => all.loss.replace(Loss::All(Cut::Partition)).is_some(),
+                "blackhole" => all.loss.replace(Loss::All(Cut::Blackhole)).is_some(),
                 "delay" => all.delay.replace(delay(&mut words, &mut all.ramps)?).is_some(),
                 word => return Err(Invalid::new(format!("'{word}' is no fault; there are {FAULTS}"))),
             };
@@ -234,7 +259,24 @@ impl Impairments {
         if self.reorder.is_some() && self.delay.is_none() {
             return Err(Invalid::new("reorder needs delay: what does not wait overtakes what does"));
         }
+        if let Some(cut) = self.cut()
+            && *self != (Self { loss: self.loss, ..Self::default() })
+        {
+            let name = cut.name();
+            return Err(Invalid::new(format!(
+                "{name} goes with no other fault: of what is cut nothing comes"
+            )));
+        }
         Ok(())
+    }
+
+    /// Whether and how connections are cut.
+    #[must_use]
+    pub fn cut(&self) -> Option<Cut> {
+        match self.loss {
+            Some(Loss::All(cut)) => Some(cut),
+            _ => None,
+        }
     }
 
     /// Whether a packet may have to wait.
@@ -293,6 +335,7 @@ impl Loss {
                 let [p, r, bad, good] = model.map(Percent::fraction);
                 if p + r == 0.0 { good } else { (p * bad + r * good) / (p + r) }
             }
+            Self::All(_) => 1.0,
         }
     }
 }
@@ -457,6 +500,7 @@ impl fmt::Display for Impairments {
         match loss {
             Some(Loss::Random(it)) => parts.push(chance("loss", it)),
             Some(Loss::PerFlow(percent)) => parts.push(first("loss", percent.to_string()) + " --per flow"),
+            Some(Loss::All(cut)) => parts.push(cut.name().to_owned()),
             Some(Loss::Bursts([p, r, bad, good])) => parts.push(format!("loss gemodel {p} {r} {bad} {good}")),
             None => {}
         }

@@ -4,14 +4,16 @@
 mod impair;
 mod net;
 mod owner;
+mod peer;
 mod percent;
 mod ramp;
 mod select;
 mod units;
 
-pub use impair::{Chance, Corrupt, Delay, Distribution, Impairments, Loss, Rate, Reorder};
+pub use impair::{Chance, Corrupt, Cut, Delay, Distribution, Impairments, Loss, Rate, Reorder};
 pub use net::{FaultSpec, NetSpec, Sides};
 pub use owner::Owner;
+pub use peer::{Exclusion, Peer};
 pub use percent::Percent;
 pub use ramp::Ramp;
 pub use select::{PortRange, Protocol, Selectors, parse_count, parse_duration, parse_network, parse_whole};

@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr, str::FromStr, time::Duration};
 use chaos_ebpf::packet::protocol;
 use ipnet::IpNet;
 
-use super::{Invalid, Owner};
+use super::{Exclusion, Invalid, Owner, Peer};
 
 /// What a packet must be for a rule to match it. An empty list asks nothing; the entries of one list are
 /// alternatives; all lists must be met.
@@ -23,11 +23,15 @@ pub struct Selectors {
     pub proto: Vec<Protocol>,
     /// Whose packets.
     pub owners: Vec<Owner>,
+    /// The other host.
+    pub peers: Vec<Peer>,
+    /// What of all this is left alone.
+    pub excluded: Vec<Exclusion>,
 }
 
 impl fmt::Display for Selectors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { to, from, port, sport, proto, owners } = self;
+        let Self { to, from, port, sport, proto, owners, peers, excluded } = self;
         let options = |name: &str, values: Vec<String>| -> Vec<String> {
             values.into_iter().map(|value| format!(" --{name} {value}")).collect()
         };
@@ -38,6 +42,8 @@ impl fmt::Display for Selectors {
             options("sport", sport.iter().map(ToString::to_string).collect()),
             options("proto", proto.iter().map(ToString::to_string).collect()),
             owners.iter().map(|owner| format!(" {owner}")).collect(),
+            options("peer", peers.iter().map(ToString::to_string).collect()),
+            options("exclude", excluded.iter().map(ToString::to_string).collect()),
         ];
         f.write_str(&all.concat().concat())
     }

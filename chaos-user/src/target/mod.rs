@@ -3,7 +3,9 @@
 mod cgroup;
 mod device;
 mod netns;
+mod peer;
 
 pub use cgroup::{Cgroup, CgroupError};
 pub use device::{Device, DeviceError};
 pub use netns::{Home, Netns, NetnsError, current as current_netns, within as within_netns};
+pub use peer::{PeerError, addresses};

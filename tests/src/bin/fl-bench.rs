@@ -217,6 +217,7 @@ impl Case {
             matches: Match { remote, local_ports, remote_ports, ..Match::default() },
             window: Window::ALL,
             impairments: Impairments::parse(&words)?,
+            spares: Vec::new(),
         })
     }
 }

@@ -12,7 +12,7 @@ use chaos_user::kernel::{
     probe::{self, Report},
 };
 
-use crate::doctor;
+use crate::{cgroup, doctor};
 
 /// Something a test cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,6 +23,8 @@ pub enum Need {
     Mechanism(Mechanism),
     /// Something it cannot do, to see how that is said.
     Without(Mechanism),
+    /// That there are no cgroups but v2, so that containers are in those.
+    UnifiedCgroups,
     /// A kernel of which it is written down what it can do.
     KnownKernel,
     /// A program, wherever [`program`] finds it.
@@ -51,6 +53,7 @@ impl fmt::Display for Need {
             Self::Root => formatter.write_str("root"),
             Self::Mechanism(mechanism) => formatter.write_str(mechanism.name()),
             Self::Without(mechanism) => write!(formatter, "without:{}", mechanism.name()),
+            Self::UnifiedCgroups => formatter.write_str("unified_cgroups"),
             Self::KnownKernel => formatter.write_str("known_kernel"),
             Self::Program(name) => write!(formatter, "program:{name}"),
         }
@@ -72,6 +75,10 @@ impl Machine {
             Need::Without(mechanism) => {
                 let has = self.kernel.get_or_init(probe::run).has(mechanism);
                 require(!has, || "this kernel has it".into())
+            }
+            Need::UnifiedCgroups => {
+                let unified = cgroup::root().is_ok_and(|root| root == Path::new("/sys/fs/cgroup"));
+                require(unified, || "cgroup v1 is in use here, and containers are in its cgroups".into())
             }
             Need::KnownKernel => doctor::known_kernel(),
             Need::Program(name) => require(program(name).is_some(), || "not installed".into()),

@@ -171,6 +171,7 @@ fn rules([remote, local, ports, protocol, _, many]: Shape) -> Result<Vec<Rule>> 
         matches: matches.clone(),
         window: Window::ALL,
         impairments: super::everything_lost(),
+        spares: Vec::new(),
     };
     Ok((0..if many == 0 { 1 } else { MAX_RULES }).map(rule).collect())
 }

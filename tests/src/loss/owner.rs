@@ -63,6 +63,7 @@ fn attach(lab: &Lab, owner: Pid) -> Result<(Programs, OwnedFd)> {
         matches: Match { protocols: vec![6], ..Match::default() },
         window: Window::ALL,
         impairments: super::everything_lost(),
+        spares: Vec::new(),
     };
     let environment =
         Environment { owner_tgid: owner.as_raw().cast_unsigned(), ethernet: true, ..Environment::default() };

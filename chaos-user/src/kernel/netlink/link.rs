@@ -21,6 +21,10 @@ use crate::kernel::Result;
 
 /// Length of `struct ifinfomsg`, which the attributes follow.
 const HEADER: usize = 16;
+/// Length of `struct ifaddrmsg`, likewise.
+const ADDRESS_HEADER: usize = 8;
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
@@ -278,6 +282,24 @@ impl Netlink {
 
     fn set_link(&mut self, message: LinkMessage, object: &str) -> Result<()> {
         self.request(RouteNetlinkMessage::SetLink(message), 0, "netlink(RTM_SETLINK)", object).map(drop)
+    }
+
+    /// The addresses of all interfaces of the network namespace.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn addresses(&mut self) -> Result<Vec<IpAddr>> {
+        let message = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let answers = self.dump(&message, "netlink(RTM_GETADDR)", "all addresses")?;
+        let address = |answer: &Vec<u8>| {
+            let attributes = answer.get(ADDRESS_HEADER..)?;
+            // That of the other end of a point-to-point link is not ours.
+            let own = attribute(attributes, IFA_LOCAL).or_else(|| attribute(attributes, IFA_ADDRESS))?;
+            let v4 = || Some(IpAddr::from(*own.first_chunk::<4>().filter(|_| own.len() == 4)?));
+            v4().or_else(|| Some(IpAddr::from(*own.first_chunk::<16>()?)))
+        };
+        Ok(answers.iter().filter_map(address).collect())
     }
 
     /// Gives an interface an address, usable at once: v6 without duplicate address detection.
