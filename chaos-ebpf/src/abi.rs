@@ -156,8 +156,10 @@ pub struct Setup {
     pub level_count: u32,
     /// Where the running kernel keeps what of cgroups.
     pub cgroup: CgroupOffsets,
-    /// Not used.
-    pub pad: u32,
+    /// What is left alone whatever the rules say, a set of [`protect`] bits.
+    pub protect: u32,
+    /// The caller's own session, one of these.
+    pub session: Session,
     /// Of two owners on one interface the later has the greater number, and its programs are asked first.
     pub generation: u64,
 }
@@ -176,6 +178,28 @@ pub struct CgroupOffsets {
     pub node: u32,
     /// `id` in `struct kernfs_node`.
     pub node_id: u32,
+}
+
+/// A TCP connection, seen from this host. Addresses are in network byte order, that of IPv4 being the first word.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Session {
+    /// The other host.
+    pub remote: [u32; 4],
+    /// Its port.
+    pub remote_port: u16,
+    /// This host's port.
+    pub local_port: u16,
+    /// 1 for IPv6.
+    pub v6: u32,
+}
+
+/// Bits of [`Setup::protect`].
+pub mod protect {
+    /// The cloud's instance metadata, `169.254.169.254`.
+    pub const METADATA: u32 = 1 << 0;
+    /// [`Setup::session`](super::Setup::session).
+    pub const SESSION: u32 = 1 << 1;
 }
 
 /// Bits of [`Rule::effects`].
@@ -432,12 +456,15 @@ pub struct HookState {
     pub seen: Count,
     /// Packets among them whose headers could not be made out; they were let through.
     pub unparsed: u64,
+    /// Packets that rules would have hit, and that are protected.
+    pub spared: u64,
     /// A pointer on its way through the program.
     pub scratch: u64,
 }
 
 const _: () = assert!(size_of::<Control>() == 24);
-const _: () = assert!(size_of::<Setup>() == 160);
+const _: () = assert!(size_of::<Setup>() == 184);
+const _: () = assert!(size_of::<Session>() == 24);
 const _: () = assert!(size_of::<Window>() == 24);
 const _: () = assert!(size_of::<Delay>() == 32);
 const _: () = assert!(size_of::<Rate>() == 32);
@@ -445,7 +472,7 @@ const _: () = assert!(size_of::<Rule>() == 176);
 const _: () = assert!(size_of::<Wire>() == 16);
 const _: () = assert!(size_of::<Count>() == 24);
 const _: () = assert!(size_of::<RuleState>() == 136);
-const _: () = assert!(size_of::<HookState>() == 40);
+const _: () = assert!(size_of::<HookState>() == 48);
 
 #[cfg(feature = "user")]
 mod pod {

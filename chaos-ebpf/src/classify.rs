@@ -2,8 +2,8 @@
 //! the set of candidates. The cost does not depend on how many rules there are.
 
 use crate::{
-    abi::{Direction, Setup},
-    packet::{Headers, Network},
+    abi::{Direction, Setup, protect},
+    packet::{Headers, Network, protocol},
 };
 
 /// One end of a packet, seen from the host whose interface it passes.
@@ -59,6 +59,32 @@ pub fn classify(headers: &Headers, direction: Direction, setup: &Setup, tables: 
     rules
 }
 
+/// `169.254.169.254`, as it lies in the packet.
+const METADATA: u32 = u32::from_ne_bytes([169, 254, 169, 254]);
+
+/// Whether a packet is of what is left alone whatever the rules say.
+#[inline(always)]
+#[must_use]
+pub fn is_protected(headers: &Headers, direction: Direction, setup: &Setup) -> bool {
+    let (remote, _) = ends(direction, &headers.source, &headers.destination);
+    let is_v4 = matches!(headers.network, Network::V4);
+    if setup.protect & protect::METADATA != 0 && is_v4 && remote[0] == METADATA {
+        return true;
+    }
+    if setup.protect & protect::SESSION == 0 || headers.protocol != protocol::TCP || !headers.has_ports {
+        return false;
+    }
+    let session = &setup.session;
+    let (remote_port, local_port) = ends(direction, headers.source_port, headers.destination_port);
+    let of_family = if session.v6 == 0 { is_v4 } else { matches!(headers.network, Network::V6) };
+    let same = remote[0] == session.remote[0]
+        && (is_v4
+            || remote[1] == session.remote[1]
+                && remote[2] == session.remote[2]
+                && remote[3] == session.remote[3]);
+    of_family && same && remote_port == session.remote_port && local_port == session.local_port
+}
+
 /// Source and destination as remote and local end.
 #[inline(always)]
 fn ends<T>(direction: Direction, source: T, destination: T) -> (T, T) {
@@ -108,4 +134,43 @@ fn by_address<A, T: AddressTables<A>>(end: End, address: &A, any: u64, setup: &S
         rules |= tables.prefix(end, address);
     }
     rules
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::Session;
+
+    fn tcp(source: (u32, u16), destination: (u32, u16)) -> Headers {
+        Headers {
+            network: Network::V4,
+            has_protocol: true,
+            has_ports: true,
+            protocol: protocol::TCP,
+            source: [source.0, 0, 0, 0],
+            destination: [destination.0, 0, 0, 0],
+            source_port: source.1,
+            destination_port: destination.1,
+            ..Headers::NONE
+        }
+    }
+
+    #[test]
+    fn only_what_is_protected_is() {
+        let (here, there) = (u32::from_ne_bytes([10, 0, 0, 1]), u32::from_ne_bytes([10, 0, 0, 9]));
+        let session = Session { remote: [there, 0, 0, 0], remote_port: 50_000, local_port: 22, v6: 0 };
+        let setup = Setup { protect: protect::SESSION | protect::METADATA, session, ..Setup::default() };
+        let received = |headers: &Headers| is_protected(headers, Direction::In, &setup);
+        let sent = |headers: &Headers| is_protected(headers, Direction::Out, &setup);
+        assert!(received(&tcp((there, 50_000), (here, 22))) && sent(&tcp((here, 22), (there, 50_000))));
+        assert!(!received(&tcp((there, 50_001), (here, 22))) && !received(&tcp((there, 50_000), (here, 80))));
+        assert!(!received(&tcp((here, 50_000), (there, 22))) && !sent(&tcp((there, 50_000), (here, 22))));
+        let udp = Headers { protocol: protocol::UDP, ..tcp((there, 50_000), (here, 22)) };
+        let v6 = Headers { network: Network::V6, ..tcp((there, 50_000), (here, 22)) };
+        assert!(!received(&udp) && !received(&v6));
+        assert!(sent(&tcp((here, 1), (METADATA, 80))) && received(&tcp((METADATA, 80), (here, 1))));
+        assert!(!received(&tcp((here, 1), (METADATA, 80))));
+        let nothing = Setup { session, ..Setup::default() };
+        assert!(!is_protected(&tcp((there, 50_000), (here, 22)), Direction::In, &nothing));
+    }
 }

@@ -7,8 +7,8 @@ use aya_ebpf::{
     helpers::generated::{bpf_get_current_task_btf, bpf_jiffies64, bpf_loop},
 };
 use chaos_ebpf::{
-    abi::{CgroupOffsets, Direction, HookState, MAX_LEVELS, Rule, RuleState, Setup, Wire, effect},
-    classify::classify,
+    abi::{CgroupOffsets, Direction, HookState, MAX_LEVELS, Rule, RuleState, Session, Setup, Wire, effect},
+    classify::{classify, is_protected},
     decide,
     packet::{self, Headers, Network, Truncated, View},
 };
@@ -40,7 +40,8 @@ static FL_SETUP: Setup = Setup {
     place: 0,
     level_count: 0,
     cgroup: CgroupOffsets { of_socket: 0, level: 0, ancestors: 0, node: 0, node_id: 0 },
-    pad: 0,
+    protect: 0,
+    session: Session { remote: [0; 4], remote_port: 0, local_port: 0, v6: 0 },
     generation: 0,
 };
 
@@ -194,6 +195,10 @@ pub(crate) fn decide<P: Packet>(packet: &P, fate: &mut Fate) -> Option<()> {
         candidates = spare(candidates, setup.sparing, segments, bytes);
     }
     if candidates == 0 {
+        return None;
+    }
+    if setup.protect != 0 && is_protected(&headers, P::DIRECTION, setup) {
+        hook.spared += 1;
         return None;
     }
     if P::IS_BUFFER && setup.effects & !effect::ANY_LOSS != 0 {

@@ -2,7 +2,8 @@
 
 use std::{
     fs,
-    net::{IpAddr, Ipv4Addr, UdpSocket},
+    io::{Read, Write},
+    net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsFd,
     process::Command,
     thread,
@@ -18,7 +19,7 @@ use crate::{
     error::{Context, Result},
     faultline::Faultline,
     harness::{Need, Test, program},
-    lab::{Family, Lab, NEAR_DEVICE, Netns, Options, address},
+    lab::{FAR_DEVICE, Family, Lab, NEAR_DEVICE, Netns, Options, Route, address},
     loss::Way,
     traffic::probe::{Pace, Probe},
 };
@@ -30,6 +31,7 @@ const ROUTED: &[Need] = &[Need::Root, Need::Btf, Need::Program("ip")];
 pub(crate) const TESTS: &[Test] = &[
     Test::new("cut::partition_from_peers", partition).needs(BPF).timeout(60),
     Test::new("cut::blackhole_but_for", blackhole).needs(BPF),
+    Test::new("cut::spares_the_way_in", protected).needs(BPF),
     Test::new("cut::five_hosts", five_hosts).needs(ROUTED).timeout(60),
     Test::new("cut::peers_that_are_none", refused).needs(BPF),
 ];
@@ -69,7 +71,7 @@ fn partition() -> Result {
         let open = |way: Way, port| Probe::open(way.route(&lab, family), port, port);
         let flows = [open(Way::Out, 4000)?, open(Way::In, 4001)?];
         let other = lab.outward(family);
-        let other = Probe::open(crate::lab::Route { target: address(family, 0, 3), ..other }, 4002, 4002)?;
+        let other = Probe::open(Route { target: address(family, 0, 3), ..other }, 4002, 4002)?;
         let by_address = format!("--peer {}", lab.outward(family).target);
         for (options, cut) in [
             (by_address.clone(), [true, true]),
@@ -97,7 +99,7 @@ fn blackhole() -> Result {
     let cut = Probe::open(route, 4000, 4000)?;
     let by_port = Probe::open(route, 4001, 5001)?;
     let back = Probe::open(lab.inward(Family::V4), 4002, 5001)?;
-    let by_host = Probe::open(crate::lab::Route { target: address(Family::V4, 0, 3), ..route }, 4003, 4003)?;
+    let by_host = Probe::open(Route { target: address(Family::V4, 0, 3), ..route }, 4003, 4003)?;
     let fault = arm(
         &lab.near,
         &format!(
@@ -118,6 +120,61 @@ fn blackhole() -> Result {
         [of("out", "exclude port:5001"), of("in", "exclude port:5001"), of("out", "exclude 10.77.0.3/32")];
     ensure!(spared == [count; 3], "spared {spared:?}: {summary}");
     ensure!(rules.iter().filter(|rule| rule["spares"] == true).count() == 8, "{summary}");
+    Ok(())
+}
+
+/// A connection to `near`, by both its ends.
+struct Connection(TcpStream, TcpStream);
+
+impl Connection {
+    fn open(lab: &Lab, listener: &TcpListener) -> Result<Self> {
+        let address = listener.local_addr().context("getsockname")?;
+        let client = lab.far.run(|| TcpStream::connect(address).context("connect"))?;
+        Ok(Self(client, listener.accept().context("accept")?.0))
+    }
+
+    /// Whether what is said on one side is heard on the other soon.
+    fn works(&mut self) -> Result<bool> {
+        self.1.set_read_timeout(Some(Duration::from_millis(300))).context("SO_RCVTIMEO")?;
+        self.0.write_all(b"?").context("send")?;
+        Ok(self.1.read(&mut [0; 1]).is_ok())
+    }
+}
+
+/// The caller's SSH connection, of all to that port, and the metadata service, as far as nothing else is asked.
+fn protected() -> Result {
+    let lab = Lab::new()?;
+    for (netns, device, host) in [(&lab.near, NEAR_DEVICE, 1), (&lab.far, FAR_DEVICE, 254)] {
+        let network = IpNet::new(Ipv4Addr::new(169, 254, 169, host).into(), 16).context("network")?;
+        netns.netlink()?.add_address(netns.index(device)?, network)?;
+    }
+    let metadata = [1, 254].map(|host| IpAddr::from(Ipv4Addr::new(169, 254, 169, host)));
+    let outward = lab.outward(Family::V4);
+    let metadata = Probe::open(Route { source: metadata[0], target: metadata[1], ..outward }, 4000, 80)?;
+    for family in Family::BOTH {
+        let at = lab.inward(family).target;
+        let listener = lab.near.run(|| TcpListener::bind((at, 6022)).context("listen"))?;
+        ensure!(passes(&metadata)?, "no way to the metadata before");
+        for (option, spared) in [(None, true), (Some("--include-protected"), false)] {
+            let mut connections = [Connection::open(&lab, &listener)?, Connection::open(&lab, &listener)?];
+            let client = connections[0].0.local_addr().context("getsockname")?;
+            let session = format!("{} {} {at} 6022", client.ip(), client.port());
+            let netns = lab.near.path();
+            let netns = netns.to_string_lossy();
+            let words = ["net", "blackhole", "--dev", NEAR_DEVICE, "--netns", &netns];
+            let words: Vec<&str> = words.into_iter().chain(option).collect();
+            let fault = Faultline::start_with(&words, |command| {
+                command.env("SSH_CONNECTION", &session);
+            })?;
+            fault.wait_event("armed", PATIENCE)?;
+            let works = [connections[0].works()?, connections[1].works()?, passes(&metadata)?];
+            let summary = ended(&fault)?;
+            ensure!(works == [spared, false, spared], "{family} {option:?}: {works:?}");
+            let counted = summary["spared"].as_u64().context("spared")?;
+            // What is said, and what is sent to the metadata service.
+            ensure!((counted > u64::from(FEW.count)) == spared, "{family} {option:?}: {summary}");
+        }
+    }
     Ok(())
 }
 

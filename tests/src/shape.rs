@@ -85,9 +85,10 @@ fn end(faultline: &Faultline) -> Result<serde_json::Value> {
     Ok(exit.event("summary")?.json.clone())
 }
 
-/// A number of the only rule's in a summary.
+/// A number of the only rule's, or the run's, in a summary.
 fn count(summary: &serde_json::Value, path: &str) -> Result<u64> {
-    let number = summary.pointer(&format!("/rules/0/{path}")).and_then(serde_json::Value::as_u64);
+    let rule = summary.pointer(&format!("/rules/0/{path}"));
+    let number = rule.or_else(|| summary.get(path)).and_then(serde_json::Value::as_u64);
     number.context(format_args!("no {path} in {summary}"))
 }
 

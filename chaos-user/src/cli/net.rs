@@ -13,9 +13,9 @@ use crate::{
         self, CgroupId,
         net::{self, Found},
     },
-    session::{self, Armed, Ending, Plan, Prepared, RuleReport, SessionError, Signals, watch},
+    session::{self, Armed, Ending, Plan, Prepared, RunReport, SessionError, Signals, watch},
     spec::{Exclusion, FaultSpec, NetSpec, Owner, Selectors},
-    target::{Cgroup, CgroupError, Device, DeviceError, Home, Netns, addresses, current_netns},
+    target::{Cgroup, CgroupError, Device, DeviceError, Home, Netns, Protected, addresses, current_netns},
 };
 
 /// Does to packets what was asked until its time is over or something ends it.
@@ -41,13 +41,13 @@ pub(super) fn run(first: FaultSpec, further: Vec<FaultSpec>, options: &RunOption
         let _ = home.map(Home::go);
     }
     // Whatever fails from here on, the fault is ended in order and that is what is reported.
-    let (ending, rules) = match reporter.prepared(&prepared).and_then(|()| signals.next()) {
+    let (ending, report) = match reporter.prepared(&prepared).and_then(|()| signals.next()) {
         Ok(None) => watched(prepared.arm()?, &signals, &mut reporter)?,
         Ok(Some(signal)) => (Ending::Signal(signal), prepared.end()?),
         Err(_) => (Ending::Unheard, prepared.end()?),
     };
-    let code = code(ending, rules.iter().any(|rule| rule.fired.packets > 0));
-    reporter.ended(ending, &rules, code)?;
+    let code = code(ending, report.rules.iter().any(|rule| rule.fired.packets > 0));
+    reporter.ended(ending, &report, code)?;
     Ok(code)
 }
 
@@ -118,13 +118,13 @@ fn watched(
     mut armed: Armed,
     signals: &Signals,
     reporter: &mut Reporter,
-) -> Result<(Ending, Vec<RuleReport>), CliError> {
+) -> Result<(Ending, RunReport), CliError> {
     let ending = match reporter.armed(&armed) {
         Ok(()) => watch(&mut armed, signals, reporter),
         Err(_) => Ok(Ending::Unheard),
     };
-    let rules = armed.end()?;
-    Ok((ending?, rules))
+    let report = armed.end()?;
+    Ok((ending?, report))
 }
 
 /// An interface that has gone meanwhile is what is to be said, not the call that did not find it.
@@ -146,7 +146,9 @@ fn plan(spec: &NetSpec, rules: Vec<fault::Rule>, targets: Vec<(Owner, Cgroup)>) 
     }
     let limit = spec.limit.unwrap_or(net::MOST_WAITING);
     let targets = targets.into_iter().map(|(_, cgroup)| cgroup).collect();
-    Ok(Plan { device, targets, rules, seed, duration: spec.duration, limit, exact: spec.exact })
+    let protected = if spec.include_protected { Protected::default() } else { Protected::all() };
+    let NetSpec { duration, exact, .. } = *spec;
+    Ok(Plan { device, targets, rules, seed, duration, limit, exact, protected })
 }
 
 /// 32 bits are enough to tell runs apart, and short enough to type again.

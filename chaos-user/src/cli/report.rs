@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{Code, interval::wilson};
 use crate::kernel::counters::Effects;
-use crate::session::{Armed, Ending, LEASE, Observer, Prepared, RuleReport};
+use crate::session::{Armed, Ending, LEASE, Observer, Prepared, RuleReport, RunReport};
 
 /// Prints a run.
 #[derive(Debug)]
@@ -53,6 +53,7 @@ impl Reporter {
                     "seed": plan.seed,
                     "hooks": hooks,
                     "rules": rules.collect::<Vec<_>>(),
+                    "protected": plan.protected.to_string(),
                 }),
             );
         }
@@ -63,6 +64,9 @@ impl Reporter {
         }
         for hook in &hooks {
             writeln!(out, "  {:<3}  by {}: {}", hook.direction.name(), hook.hook, hook.why)?;
+        }
+        if plan.protected.session.is_some() {
+            writeln!(out, "  spared: {}", plan.protected)?;
         }
         Ok(())
     }
@@ -82,7 +86,8 @@ impl Reporter {
         out.flush()
     }
 
-    pub(super) fn ended(&self, ending: Ending, rules: &[RuleReport], code: Code) -> io::Result<()> {
+    pub(super) fn ended(&self, ending: Ending, report: &RunReport, code: Code) -> io::Result<()> {
+        let RunReport { rules, spared, queue_lost } = report;
         let (verdict, reason) = verdict(ending, code);
         if self.json {
             let facts = json!({
@@ -90,6 +95,8 @@ impl Reporter {
                 "reason": reason,
                 "exit_code": code as u8,
                 "rules": rules.iter().map(facts).collect::<Vec<_>>(),
+                "spared": spared,
+                "queue_lost": queue_lost,
             });
             return self.line("summary", facts);
         }
@@ -121,10 +128,16 @@ impl Reporter {
                 writeln!(out, "rule {}: {}", rule.rule, did.join(", "))?;
             }
         }
-        if let Some(lost) = rules.first().map(|rule| rule.queue_lost).filter(|lost| *lost > 0) {
+        if *spared > 0 {
             writeln!(
                 out,
-                "{lost} packets were lost because no more could wait (--limit), the CPU was not done with those before \
+                "{spared} packets of what is protected were spared; --include-protected hits them as well"
+            )?;
+        }
+        if *queue_lost > 0 {
+            writeln!(
+                out,
+                "{queue_lost} packets were lost because no more could wait (--limit), the CPU was not done with those before \
                  (net.core.netdev_max_backlog), or the fault ended"
             )?;
         }
@@ -150,7 +163,8 @@ impl Observer for Reporter {
         self.stdout.as_fd()
     }
 
-    fn progress(&mut self, armed: &Armed, rules: &[RuleReport]) -> io::Result<()> {
+    fn progress(&mut self, armed: &Armed, report: &RunReport) -> io::Result<()> {
+        let rules = &report.rules;
         let (elapsed, left) = armed.time();
         if self.json {
             let facts = json!({

@@ -58,6 +58,8 @@ pub struct Counters {
     pub seen: [Count; DIRECTIONS],
     /// Packets among them whose headers could not be made out.
     pub unparsed: u64,
+    /// Packets that rules would have hit, and that are protected.
+    pub spared: u64,
 }
 
 impl Counters {
@@ -85,6 +87,7 @@ impl Counters {
             for cpu in per_cpu(hooks, direction, map::HOOKS)? {
                 add(seen, cpu.seen);
                 counters.unparsed += cpu.unparsed;
+                counters.spared += cpu.spared;
             }
         }
         Ok(counters)

@@ -9,7 +9,10 @@ use aya::{
     util::nr_cpus,
 };
 use chaos_ebpf::{
-    abi::{self, CgroupOffsets, Control, DIRECTIONS, Direction, HookState, RuleState, Setup, map, program},
+    abi::{
+        self, CgroupOffsets, Control, DIRECTIONS, Direction, HookState, RuleState, Session, Setup, map,
+        program,
+    },
     classify::End,
     decide::random_start,
 };
@@ -45,6 +48,10 @@ pub struct Environment {
     pub far: [u32; DIRECTIONS],
     /// Greater than that of all owners before.
     pub generation: u64,
+    /// What is left alone whatever the rules say, a set of [`protect`](abi::protect) bits.
+    pub protect: u32,
+    /// The caller's own session, if that is one of these.
+    pub session: Session,
 }
 
 /// The programs and their maps in the kernel, disarmed until [`Programs::set_control`] says otherwise. All of
@@ -75,6 +82,8 @@ impl Programs {
             links: environment.near,
             far_links: environment.far,
             generation: environment.generation,
+            protect: environment.protect,
+            session: environment.session,
             ..tables.setup
         };
         let mut loader = EbpfLoader::new();

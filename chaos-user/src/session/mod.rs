@@ -8,6 +8,7 @@ mod lease;
 mod live;
 mod process;
 mod record;
+mod report;
 mod sweep;
 mod undo;
 mod verify;
@@ -15,16 +16,14 @@ mod watch;
 
 use std::{io, time::Duration};
 
-use chaos_ebpf::{
-    abi::{Count, DIRECTIONS, Direction},
-    decide::eligible,
-};
+use chaos_ebpf::abi::{DIRECTIONS, Direction};
 
 pub use journal::{Begun, Entry, HookRecord, JournalError, RuleRecord};
 pub use lease::{LEASE, Lapsed, RENEWAL};
 pub use live::{Live, State, live};
 pub use process::Process;
 pub use record::Record;
+pub use report::{RuleReport, RunReport};
 pub use sweep::{SweepError, Swept, stop, sweep};
 pub use verify::Dirty;
 pub use watch::{Ending, Observer, Signals, watch};
@@ -36,16 +35,16 @@ use crate::{
         attach::Attachment,
         btf, change,
         clock::{self, Ticks},
-        counters::{Counters, Effects},
         detour::{Detour, Queue},
         mechanism::Mechanism,
         probe,
         programs::{Environment, Programs},
     },
-    target::{self, Cgroup, Device},
+    target::{self, Cgroup, Device, Protected},
 };
 use journal::Journal;
 use lease::Lease;
+use report::report;
 
 /// What is going to be done; nothing in it needs to be looked up or checked again.
 #[derive(Clone, Debug, PartialEq)]
@@ -64,6 +63,8 @@ pub struct Plan {
     pub limit: u32,
     /// Whether the interface's own segmentation is switched off.
     pub exact: bool,
+    /// What is left alone whatever the rules say.
+    pub protected: Protected,
 }
 
 /// A fault that could not be prepared, or whose owner lost hold of it.
@@ -168,7 +169,10 @@ impl Prepared {
                 detours.push((*direction, detour));
             }
         }
+        let (protect, session) = plan.protected.given();
         let environment = Environment {
+            protect,
+            session,
             owner_tgid: probe::own_tgid(),
             ethernet: plan.device.ethernet,
             ifindex: plan.device.ifindex,
@@ -257,7 +261,7 @@ impl Prepared {
     /// # Errors
     ///
     /// [`Dirty`] if something is still there, or that cannot be established.
-    pub fn end(self) -> Result<Vec<RuleReport>, Dirty> {
+    pub fn end(self) -> Result<RunReport, Dirty> {
         let Self { plan, tables: _, programs, attachments, detours, journal } = self;
         let hooks: Vec<_> = attachments.iter().map(hook_record).collect();
         // What waits still comes, by the way back and past the programs, which are disarmed.
@@ -270,13 +274,11 @@ impl Prepared {
         let _held = taken_back?;
         verify::gone(&hooks, journal.changes())?;
         journal.end().map_err(Dirty::journal)?;
-        let mut reports = report(&plan.rules, &counters.map_err(Dirty::unknown)?);
+        let mut report = report(&plan.rules, &counters.map_err(Dirty::unknown)?);
         // Of an interface that is gone the detours are as well, if its network namespace is.
         let unsent = queues.unwrap_or_default();
-        for report in &mut reports {
-            report.queue_lost = unsent.iter().map(|queue| queue.lost + u64::from(queue.waiting)).sum();
-        }
-        Ok(reports)
+        report.queue_lost = unsent.iter().map(|queue| queue.lost + u64::from(queue.waiting)).sum();
+        Ok(report)
     }
 }
 
@@ -373,7 +375,7 @@ impl Armed {
     /// # Errors
     ///
     /// The kernel's.
-    pub fn counts(&self) -> kernel::Result<Vec<RuleReport>> {
+    pub fn counts(&self) -> kernel::Result<RunReport> {
         let counters = self.prepared.programs.counters()?;
         Ok(report(&self.prepared.plan.rules, &counters))
     }
@@ -383,58 +385,12 @@ impl Armed {
     /// # Errors
     ///
     /// [`Dirty`] if something is still there, or that cannot be established.
-    pub fn end(self) -> Result<Vec<RuleReport>, Dirty> {
+    pub fn end(self) -> Result<RunReport, Dirty> {
         let Self { mut prepared, since: _, until: _, lease } = self;
         // Should this write fail, the lease ends the same way, and the links close at any rate.
         let disarmed = lease.end(&mut prepared.programs);
-        let rules = prepared.end()?;
+        let report = prepared.end()?;
         disarmed.map_err(Dirty::unknown)?;
-        Ok(rules)
+        Ok(report)
     }
-}
-
-/// What became of a rule.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct RuleReport {
-    /// Its number.
-    pub rule: usize,
-    /// The fault as it was written.
-    pub fault: String,
-    /// Which packets it acts on.
-    pub direction: Direction,
-    /// The chance asked for, between 0 and 1, if there is a single one.
-    pub asked: Option<f64>,
-    /// Packets that came by its hook while armed.
-    pub seen: Count,
-    /// Packets among them that met its conditions.
-    pub matched: Count,
-    /// Packets among these that its window let it act on.
-    pub eligible: u64,
-    /// Packets it acted on.
-    pub fired: Count,
-    /// What it did to these.
-    pub effects: Effects,
-    /// Whether it only keeps others from acting: what it matched was left alone.
-    pub spares: bool,
-    /// Packets of the whole run that could not wait, found no room on the way back, or still waited when it ended.
-    pub queue_lost: u64,
-}
-
-fn report(rules: &[Rule], counters: &Counters) -> Vec<RuleReport> {
-    let counted = rules.iter().zip(&counters.rules).enumerate();
-    counted
-        .map(|(number, (rule, count))| RuleReport {
-            rule: number,
-            fault: rule.label.clone(),
-            direction: rule.direction,
-            asked: rule.impairments.chance(),
-            seen: counters.seen[rule.direction as usize],
-            matched: count.matched,
-            eligible: eligible(&rule.window, count.matched.packets),
-            fired: count.fired,
-            effects: count.effects,
-            spares: !rule.spares.is_empty(),
-            queue_lost: 0,
-        })
-        .collect()
 }

@@ -15,7 +15,7 @@ use nix::{
     },
 };
 
-use super::{Armed, Lapsed, RENEWAL, RuleReport, SessionError};
+use super::{Armed, Lapsed, RENEWAL, RunReport, SessionError};
 use crate::{
     kernel::{self, clock},
     target::Cgroup,
@@ -51,7 +51,7 @@ pub trait Observer {
     /// # Errors
     ///
     /// If it cannot be told.
-    fn progress(&mut self, armed: &Armed, rules: &[RuleReport]) -> io::Result<()>;
+    fn progress(&mut self, armed: &Armed, report: &RunReport) -> io::Result<()>;
 
     /// Where it tells; the fault ends when nobody reads there any more.
     fn output(&self) -> BorrowedFd<'_>;
@@ -136,8 +136,8 @@ pub fn watch(
             if let Err(lapsed) = armed.lease.renew(&mut armed.prepared.programs)? {
                 return Ok(Ending::Lapsed(lapsed));
             }
-            let rules = armed.counts()?;
-            if observer.progress(armed, &rules).is_err() {
+            let report = armed.counts()?;
+            if observer.progress(armed, &report).is_err() {
                 return Ok(Ending::Unheard);
             }
         }

@@ -79,4 +79,6 @@ pub struct NetSpec {
     pub limit: Option<u32>,
     /// Whether the interface's own segmentation is switched off.
     pub exact: bool,
+    /// Whether the caller's own SSH session and the cloud's metadata may be hit as well.
+    pub include_protected: bool,
 }

@@ -4,8 +4,10 @@ mod cgroup;
 mod device;
 mod netns;
 mod peer;
+mod protected;
 
 pub use cgroup::{Cgroup, CgroupError};
 pub use device::{Device, DeviceError};
 pub use netns::{Home, Netns, NetnsError, current as current_netns, within as within_netns};
 pub use peer::{PeerError, addresses};
+pub use protected::{Protected, SshSession};

@@ -1,0 +1,114 @@
+//! What no fault hits unless it is asked to: the caller's own way in.
+
+use std::{fmt, fs, net::IpAddr, process};
+
+use chaos_ebpf::abi::{self, protect};
+
+/// What no fault hits unless it is asked to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Protected {
+    /// The cloud's instance metadata, `169.254.169.254`.
+    pub metadata: bool,
+    /// The SSH connection by which the caller is here.
+    pub session: Option<SshSession>,
+}
+
+impl Protected {
+    /// All that there is to protect here.
+    #[must_use]
+    pub fn all() -> Self {
+        Self { metadata: true, session: ssh_session() }
+    }
+
+    /// For the programs: [`protect`] bits, and the session.
+    pub(crate) fn given(&self) -> (u32, abi::Session) {
+        let metadata = if self.metadata { protect::METADATA } else { 0 };
+        let Some(SshSession { client, client_port, port }) = self.session else {
+            return (metadata, abi::Session::default());
+        };
+        let mut octets = [0; 16];
+        match client {
+            IpAddr::V4(address) => octets[..4].copy_from_slice(&address.octets()),
+            IpAddr::V6(address) => octets = address.octets(),
+        }
+        let mut remote = [0; 4];
+        for (word, octets) in remote.iter_mut().zip(octets.chunks_exact(4)) {
+            *word = octets.first_chunk().map_or(0, |octets| u32::from_ne_bytes(*octets));
+        }
+        let session =
+            abi::Session { remote, remote_port: client_port, local_port: port, v6: client.is_ipv6().into() };
+        (metadata | protect::SESSION, session)
+    }
+}
+
+impl fmt::Display for Protected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let session = self.session.map(|session| {
+            let SshSession { client, client_port, port } = session;
+            format!("the SSH session from {client} port {client_port} to port {port}")
+        });
+        let metadata = self.metadata.then(|| "169.254.169.254".to_owned());
+        f.write_str(&session.into_iter().chain(metadata).collect::<Vec<_>>().join(" and "))
+    }
+}
+
+/// The SSH connection by which somebody is here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SshSession {
+    /// Where it comes from.
+    pub client: IpAddr,
+    /// Its port there.
+    pub client_port: u16,
+    /// The port here.
+    pub port: u16,
+}
+
+/// The caller's SSH connection, if it has one: by the environment of this process, or of the one that started it and so
+/// on, for `sudo` and `su` hide it.
+fn ssh_session() -> Option<SshSession> {
+    let mut process = process::id();
+    while process > 1 {
+        if let Some(session) =
+            fs::read(format!("/proc/{process}/environ")).ok().and_then(|text| in_environment(&text))
+        {
+            return Some(session);
+        }
+        process = parent(&fs::read_to_string(format!("/proc/{process}/stat")).ok()?)?;
+    }
+    None
+}
+
+/// The fourth field; the second, the name in parentheses, may hold anything.
+fn parent(stat: &str) -> Option<u32> {
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// `SSH_CONNECTION=CLIENT PORT SERVER PORT`.
+fn in_environment(environment: &[u8]) -> Option<SshSession> {
+    let mut variables = environment.split(|byte| *byte == 0);
+    let value = variables.find_map(|variable| variable.strip_prefix(b"SSH_CONNECTION="))?;
+    let words: Vec<&str> = std::str::from_utf8(value).ok()?.split(' ').collect();
+    let [client, client_port, _, port] = words[..] else { return None };
+    let client: IpAddr = client.split('%').next()?.parse().ok()?;
+    let (client_port, port) = (client_port.parse().ok()?, port.parse().ok()?);
+    Some(SshSession { client: client.to_canonical(), client_port, port })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions() {
+        let session =
+            |text: &[u8]| in_environment(text).map(|it| (it.client.to_string(), it.client_port, it.port));
+        let v4 = b"A=1\0SSH_CONNECTION=10.0.0.9 50000 10.0.0.1 22\0B=2\0";
+        assert_eq!(session(v4), Some(("10.0.0.9".into(), 50_000, 22)));
+        let v6 = b"SSH_CONNECTION=fe80::1%eth0 50000 fe80::2%eth0 2222";
+        assert_eq!(session(v6), Some(("fe80::1".into(), 50_000, 2222)));
+        for text in [&b""[..], b"SSH_CONNECTION=", b"XSSH_CONNECTION=1 2 3 4", b"SSH_CONNECTION=a 1 b 2"] {
+            assert_eq!(session(text), None);
+        }
+        assert_eq!(parent("42 (a (b) c) S 7 42 42 0"), Some(7));
+    }
+}
