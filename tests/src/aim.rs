@@ -1,8 +1,9 @@
 //! Faults that are aimed at one service: it is hit, and whoever else uses the same interface and peer is not.
 
 use std::{
-    net::{TcpListener, TcpStream},
-    os::unix::process::CommandExt,
+    net::{TcpListener, TcpStream, UdpSocket},
+    os::{fd::OwnedFd, unix::process::CommandExt},
+    process::Stdio,
     time::Duration,
 };
 
@@ -43,6 +44,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("aim::partition_of_one_cgroup", partition).needs(BPF),
     Test::new("aim::a_container_of_runc", container).needs(CONTAINER).timeout(60),
     Test::new("aim::the_targets_own_network", own_network).needs(BPF),
+    Test::new("aim::a_plan_touches_nothing", plan).needs(BPF),
     Test::new("aim::a_target_that_vanishes", vanishes).needs(BPF),
     Test::new("aim::what_is_no_target", refused).needs(BPF),
 ];
@@ -327,7 +329,7 @@ impl Container {
 
     fn runc(&self, arguments: &[&str]) -> Result<bool> {
         let mut runc = std::process::Command::new(program("runc").context("no program runc")?);
-        let null = std::process::Stdio::null;
+        let null = Stdio::null;
         // Its container keeps what it is given: nothing that anybody waits for the end of.
         let log = self.bundle.join("log").to_string_lossy().into_owned();
         runc.args(["--log", &log]).args(arguments).stdin(null()).stdout(null()).stderr(null());
@@ -382,6 +384,63 @@ fn live_in(command: &mut std::process::Command, netns: &Netns) {
     };
     // SAFETY: between fork and exec this opens a file and makes one more system call.
     unsafe { command.pre_exec(enter) };
+}
+
+/// It says who would be hit, of what they have open, and by what; nothing of the kernel's or of ours changes.
+fn plan() -> Result {
+    let scene = Scene::new()?;
+    let route = scene.lab.outward(Family::V4);
+    let connected = |port: u16| {
+        let socket = UdpSocket::bind((route.source, port)).context("bind")?;
+        socket.connect((route.target, PORT)).context("connect")?;
+        Ok(socket)
+    };
+    let [target, _bystander] = [4000, 4001].map(|port| scene.lab.near.run(|| connected(port)));
+    // Somebody in the cgroup who reads from it, and nothing comes.
+    let reader = scene.cgroup.inhabit(|command| {
+        command.stdin(target.map_or_else(|_| Stdio::null(), |socket| OwnedFd::from(socket).into()));
+    })?;
+    let before = Inventory::settled(&[&scene.lab.near])?;
+    let (path, netns) = (scene.cgroup.path().to_string_lossy(), scene.lab.near.path());
+    let netns = netns.to_string_lossy();
+    let words = [
+        "net",
+        "loss",
+        "30%",
+        "--plan",
+        "--exact",
+        "--dev",
+        NEAR_DEVICE,
+        "--netns",
+        &netns,
+        "--cgroup",
+        &path,
+    ];
+    for (more, flows, spared) in [
+        (&["--port", "5000"][..], 1, false),
+        (&["--port", "5001"], 0, false),
+        (&["--peer", "10.77.0.0/24", "--except", "port:4000"], 1, true),
+    ] {
+        let exit = Faultline::run(&[&words[..], &["--json"], more].concat())?;
+        ensure!(exit.code == Some(0), "{more:?}: {:?} {}", exit.code, exit.stderr);
+        let plan = &exit.event("plan")?.json;
+        let found = plan["flows"].as_array().context("flows")?;
+        ensure!(found.len() == flows, "{more:?}: {plan}");
+        for flow in found {
+            ensure!(
+                flow["remote"] == format!("{}:{PORT}", route.target) && flow["spared"] == spared,
+                "{plan}"
+            );
+            ensure!(flow["process"]["name"] == "cat" && flow["rules"][0] == 0, "{plan}");
+        }
+        let processes = plan["targets"][0]["processes"].as_array().context("processes")?;
+        ensure!(processes.len() == 2 && plan["hooks"][0]["mechanisms"][0].is_string(), "{plan}");
+        ensure!(plan["journalled"].to_string().contains("offloads"), "{plan}");
+    }
+    let said = Faultline::run(&words)?.stdout;
+    ensure!(said.contains("nothing is touched") && said.contains("cat ("), "{said}");
+    drop(reader);
+    before.wait_until_equal(&[&scene.lab.near], Duration::from_secs(5))
 }
 
 /// Its end is the fault's.

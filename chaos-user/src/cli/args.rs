@@ -175,6 +175,9 @@ pub(super) struct RunOptions {
     /// default for gemodel, duplicate, corrupt and reorder
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     exact: Option<bool>,
+    /// Say what would be hit, by what, and what would have to be undone; touch nothing
+    #[arg(long)]
+    pub(super) plan: bool,
     /// Hit your own SSH session and 169.254.169.254 as well
     #[arg(long)]
     include_protected: bool,
@@ -321,7 +324,7 @@ impl FaultOptions {
 
 impl RunOptions {
     pub(super) fn spec(&self, faults: Vec<FaultSpec>) -> NetSpec {
-        let Self { dev, netns, seed, duration, limit, exact, include_protected, json: _ } = self;
+        let Self { dev, netns, seed, duration, limit, exact, include_protected, plan: _, json: _ } = self;
         let limit = limit.map(|limit| u32::try_from(limit).unwrap_or(u32::MAX));
         let exact = exact.unwrap_or_else(|| faults.iter().any(|fault| fault.impairments.is_of_packets()));
         NetSpec {

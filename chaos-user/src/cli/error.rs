@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use super::Code;
 use crate::{
     fault::{TooMany, net::TooManyWaiting},
-    session::{Dirty, JournalError, SessionError, SweepError},
+    session::{Dirty, JournalError, PreviewError, SessionError, SweepError},
     target::{CgroupError, DeviceError, NetnsError, PeerError},
 };
 
@@ -52,6 +52,9 @@ pub enum CliError {
     /// The fault itself.
     #[error(transparent)]
     Session(#[from] SessionError),
+    /// What it would do.
+    #[error("--plan: {0}")]
+    Preview(#[from] PreviewError),
     /// Other owners' faults.
     #[error(transparent)]
     Sweep(#[from] SweepError),
@@ -80,6 +83,7 @@ impl CliError {
             Self::NotRoot
             | Self::Device(_)
             | Self::Target(_)
+            | Self::Preview(_)
             | Self::Peer(_)
             | Self::Excluded(_)
             | Self::Netns(_)

@@ -7,7 +7,11 @@ use std::{
     io::Read,
 };
 
-use super::{CliError, Code, args::RunOptions, report::Reporter};
+use super::{
+    CliError, Code,
+    args::RunOptions,
+    report::{self, Reporter},
+};
 use crate::{
     fault::{
         self, CgroupId,
@@ -26,12 +30,19 @@ pub(super) fn run(first: FaultSpec, further: Vec<FaultSpec>, options: &RunOption
     net::check_room(&fault::check(net::rules(&unknown))?, spec.limit.unwrap_or(net::MOST_WAITING))?;
     require_root()?;
     let signals = Signals::take()?;
-    session::sweep()?;
+    if !options.plan {
+        session::sweep()?;
+    }
     let targets = targets(&spec)?;
     let network = network(&spec, &targets)?;
     let rules = rules(&spec, &targets, network.as_ref())?;
     let home = network.as_ref().map(Netns::enter).transpose()?;
     let plan = plan(&spec, rules, targets)?;
+    if options.plan {
+        let preview = plan.preview()?;
+        report::preview(&preview, options.json)?;
+        return Ok(if preview.is_possible() { Code::Success } else { Code::NotStarted });
+    }
     let device = plan.device.name.clone();
     let mut reporter = Reporter::new(options.json);
 

@@ -11,7 +11,18 @@ use serde_json::{Value, json};
 
 use super::{Code, interval::wilson};
 use crate::kernel::counters::Effects;
-use crate::session::{Armed, Ending, LEASE, Observer, Prepared, RuleReport, RunReport};
+use crate::session::{Armed, Ending, LEASE, Observer, Prepared, Preview, RuleReport, RunReport};
+
+/// Prints what a run would do.
+pub(super) fn preview(preview: &Preview, json: bool) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    if !json {
+        return write!(out, "{preview}");
+    }
+    let mut object = json!(preview);
+    object["event"] = "plan".into();
+    writeln!(out, "{object}")
+}
 
 /// Prints a run.
 #[derive(Debug)]

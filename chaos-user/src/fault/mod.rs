@@ -4,7 +4,7 @@ mod distribution;
 pub mod net;
 mod tables;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use chaos_ebpf::abi::{self, Direction, MAX_LEVELS, MAX_RULES, Window};
 use ipnet::IpNet;
@@ -89,6 +89,29 @@ pub struct Match {
     pub cgroups: Vec<CgroupId>,
 }
 
+impl Match {
+    /// Whether packets of a connection would match, its cgroup aside. An end that is not settled could be any.
+    #[must_use]
+    pub fn takes(&self, protocol: u8, local: SocketAddr, remote: SocketAddr) -> bool {
+        let address = |wanted: &[IpNet], end: SocketAddr| {
+            let address = end.ip().to_canonical();
+            wanted.is_empty()
+                || address.is_unspecified()
+                || wanted.iter().any(|network| network.contains(&address))
+        };
+        let port = |wanted: &[PortRange], end: SocketAddr| {
+            wanted.is_empty()
+                || end.port() == 0
+                || wanted.iter().any(|range| range.ports().contains(&end.port()))
+        };
+        (self.protocols.is_empty() || self.protocols.contains(&protocol))
+            && address(&self.remote, remote)
+            && address(&self.local, local)
+            && port(&self.remote_ports, remote)
+            && port(&self.local_ports, local)
+    }
+}
+
 /// A cgroup as the kernel's programs know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CgroupId {
@@ -126,5 +149,27 @@ pub fn check(rules: Vec<Rule>) -> Result<Vec<Rule>, TooMany> {
         count if count > MAX_RULES => Err(TooMany::Rules(count)),
         _ if levels > MAX_LEVELS => Err(TooMany::Levels(levels)),
         _ => Ok(rules),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_that_match() {
+        let matches = Match {
+            remote: vec!["10.0.0.0/8".parse().expect("valid")],
+            remote_ports: vec!["443".parse().expect("valid")],
+            protocols: vec![6],
+            ..Match::default()
+        };
+        let takes = |protocol, remote: &str| {
+            matches.takes(protocol, "10.9.9.9:5000".parse().expect("valid"), remote.parse().expect("valid"))
+        };
+        assert!(takes(6, "10.1.2.3:443") && takes(6, "[::ffff:10.1.2.3]:443"));
+        assert!(!takes(17, "10.1.2.3:443") && !takes(6, "10.1.2.3:80") && !takes(6, "11.1.2.3:443"));
+        // A socket that listens, or that is connected to nobody.
+        assert!(takes(6, "0.0.0.0:0") && takes(6, "[::]:0"));
     }
 }

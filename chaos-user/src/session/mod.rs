@@ -6,6 +6,7 @@
 mod journal;
 mod lease;
 mod live;
+mod preview;
 mod process;
 mod record;
 mod report;
@@ -21,6 +22,7 @@ use chaos_ebpf::abi::{DIRECTIONS, Direction};
 pub use journal::{Begun, Entry, HookRecord, JournalError, RuleRecord};
 pub use lease::{LEASE, Lapsed, RENEWAL};
 pub use live::{Live, State, live};
+pub use preview::{Preview, PreviewError};
 pub use process::Process;
 pub use record::Record;
 pub use report::{RuleReport, RunReport};

@@ -5,9 +5,11 @@ mod device;
 mod netns;
 mod peer;
 mod protected;
+mod sockets;
 
 pub use cgroup::{Cgroup, CgroupError};
 pub use device::{Device, DeviceError};
 pub use netns::{Home, Netns, NetnsError, current as current_netns, within as within_netns};
 pub use peer::{PeerError, addresses};
 pub use protected::{Protected, SshSession};
+pub use sockets::{Flow, Named, flows, names};

@@ -1,8 +1,17 @@
 //! What no fault hits unless it is asked to: the caller's own way in.
 
-use std::{fmt, fs, net::IpAddr, process};
+use std::{
+    fmt, fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    process,
+};
 
-use chaos_ebpf::abi::{self, protect};
+use chaos_ebpf::{
+    abi::{self, protect},
+    packet::protocol,
+};
+
+const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
 /// What no fault hits unless it is asked to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,6 +27,18 @@ impl Protected {
     #[must_use]
     pub fn all() -> Self {
         Self { metadata: true, session: ssh_session() }
+    }
+
+    /// Whether a connection is one of these.
+    #[must_use]
+    pub fn covers(&self, protocol: u8, local: SocketAddr, remote: SocketAddr) -> bool {
+        let is_session = |session: SshSession| {
+            let SshSession { client, client_port, port } = session;
+            protocol == protocol::TCP
+                && remote == SocketAddr::new(client, client_port)
+                && local.port() == port
+        };
+        self.metadata && remote.ip() == METADATA || self.session.is_some_and(is_session)
     }
 
     /// For the programs: [`protect`] bits, and the session.
@@ -47,7 +68,7 @@ impl fmt::Display for Protected {
             let SshSession { client, client_port, port } = session;
             format!("the SSH session from {client} port {client_port} to port {port}")
         });
-        let metadata = self.metadata.then(|| "169.254.169.254".to_owned());
+        let metadata = self.metadata.then(|| METADATA.to_string());
         f.write_str(&session.into_iter().chain(metadata).collect::<Vec<_>>().join(" and "))
     }
 }

@@ -162,6 +162,12 @@ pub(super) fn no_fq() -> Result {
         let words: Vec<&str> = ["net"].into_iter().chain(words).collect();
         let refused = Faultline::run(&[&words[..], &[&netns.to_string_lossy()]].concat())?;
         ensure!(refused.code == Some(3) && refused.stderr.contains("sch_fq"), "{fault}: {refused:?}");
+        // So does the plan of it.
+        let planned = Faultline::run(&[&words[..], &[&netns.to_string_lossy(), "--plan"]].concat())?;
+        ensure!(
+            planned.code == Some(3) && planned.stdout.contains("not here: sch_fq"),
+            "{fault}: {planned:?}"
+        );
         before.wait_until_equal(&namespaces, Duration::from_secs(2))?;
     }
     Ok(())

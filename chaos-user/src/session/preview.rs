@@ -1,0 +1,245 @@
+//! What a run would do, without doing any of it.
+
+use std::{fmt, io};
+
+use chaos_ebpf::abi::Direction;
+
+use super::Plan;
+use crate::{
+    fault::Rule,
+    kernel::{
+        self, ethtool,
+        mechanism::{Fault, Mechanism, common, ways},
+        probe,
+    },
+    target::{self, Flow, Named},
+};
+
+/// What would be hit, by what, and what would have to be undone.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Preview {
+    /// The interface.
+    pub device: String,
+    /// Its network namespace, by its inode number.
+    pub netns: u64,
+    /// The rules, in order.
+    pub rules: Vec<PreviewRule>,
+    /// By direction, what they would be attached by.
+    pub hooks: Vec<PreviewHook>,
+    /// The processes that are aimed at; without any, all traffic of the interface is.
+    pub targets: Vec<PreviewTarget>,
+    /// The connections now open that a rule matches.
+    pub flows: Vec<PreviewFlow>,
+    /// What is left alone whatever the rules say.
+    pub protected: String,
+    /// What does not end by itself with the owner, and is written down before it is changed.
+    pub journalled: Vec<String>,
+}
+
+/// A rule.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct PreviewRule {
+    /// Which way its packets go.
+    pub direction: Direction,
+    /// The fault as it was written.
+    pub fault: String,
+    /// Whether it only keeps others from acting.
+    pub spares: bool,
+}
+
+/// Where the rules of one direction would be.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct PreviewHook {
+    /// The direction.
+    pub direction: Direction,
+    /// What the kernel has for it, the first choice first.
+    pub mechanisms: Vec<Mechanism>,
+    /// What the kernel lacks for it.
+    pub missing: Vec<Mechanism>,
+    /// Whether packets would wait in an interface of Faultline's own.
+    pub detour: bool,
+}
+
+/// Some processes.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct PreviewTarget {
+    /// Their cgroup.
+    pub cgroup: String,
+    /// They.
+    pub processes: Vec<Named>,
+}
+
+/// A connection, and what would hit it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct PreviewFlow {
+    /// The connection.
+    #[serde(flatten)]
+    pub flow: Flow,
+    /// The numbers of the rules that match it.
+    pub rules: Vec<usize>,
+    /// Whether other rules keep all of these from it.
+    pub spared: bool,
+}
+
+/// What could not be found out.
+#[derive(Debug, thiserror::Error)]
+pub enum PreviewError {
+    /// A call to the kernel failed.
+    #[error(transparent)]
+    Kernel(#[from] kernel::Error),
+    /// A target is gone.
+    #[error(transparent)]
+    Target(#[from] target::CgroupError),
+    /// Something of `/proc`.
+    #[error("read /proc: {0}")]
+    Proc(#[from] procfs::ProcError),
+    /// The network namespace.
+    #[error("stat /proc/thread-self/ns/net: {0}")]
+    Netns(#[from] io::Error),
+}
+
+impl Preview {
+    /// Whether the kernel has all that it takes.
+    #[must_use]
+    pub fn is_possible(&self) -> bool {
+        self.hooks.iter().all(|hook| hook.missing.is_empty() && !hook.mechanisms.is_empty())
+    }
+}
+
+impl Plan {
+    /// Looks, from the network namespace of the interface, and touches nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`PreviewError`].
+    pub fn preview(&self) -> Result<Preview, PreviewError> {
+        let mut targets = Vec::new();
+        let mut processes = Vec::new();
+        for cgroup in &self.targets {
+            let found = cgroup.processes()?;
+            let cgroup = cgroup.path.display().to_string();
+            targets.push(PreviewTarget { cgroup, processes: target::names(&found) });
+            processes.extend(found);
+        }
+        let of = (!self.targets.is_empty()).then_some(&processes[..]);
+        let flows = target::flows(of)?.into_iter().filter_map(|flow| self.hits(flow)).collect();
+        let hooks = self.would_attach();
+        Ok(Preview {
+            device: self.device.name.clone(),
+            netns: target::current_netns()?,
+            rules: self.rules.iter().map(rule).collect(),
+            targets,
+            flows,
+            protected: self.protected.to_string(),
+            journalled: self.would_change(&hooks)?,
+            hooks,
+        })
+    }
+
+    /// The connection with the rules that match it, if any does.
+    fn hits(&self, flow: Flow) -> Option<PreviewFlow> {
+        let Flow { protocol, local, remote, .. } = flow;
+        let matching =
+            self.rules.iter().enumerate().filter(|(_, rule)| rule.matches.takes(protocol, local, remote));
+        let (sparing, rules): (Vec<_>, Vec<_>) = matching.partition(|(_, rule)| !rule.spares.is_empty());
+        let rules: Vec<usize> = rules.into_iter().map(|(number, _)| number).collect();
+        let is_spared = |number: &usize| sparing.iter().any(|(_, rule)| rule.spares.contains(number));
+        let protected = self.protected.covers(protocol, local, remote);
+        let spared = protected || rules.iter().all(is_spared);
+        (!rules.is_empty()).then_some(PreviewFlow { flow, rules, spared })
+    }
+
+    fn would_attach(&self) -> Vec<PreviewHook> {
+        let kernel = probe::run();
+        let mut hooks = Vec::new();
+        for direction in [Direction::In, Direction::Out] {
+            let rules: Vec<&Rule> = self.rules.iter().filter(|rule| rule.direction == direction).collect();
+            let faults: Vec<Fault> = rules.iter().flat_map(|rule| rule.faults()).collect();
+            if faults.is_empty() {
+                continue;
+            }
+            let mechanisms = common(&faults, direction).filter(|mechanism| kernel.has(*mechanism)).collect();
+            let mut missing = Vec::new();
+            let detour = rules.iter().any(|rule| rule.needs_detour());
+            // Any way to have a fault needs the same but for what it is attached by.
+            for needed in
+                faults.iter().filter_map(|fault| ways(*fault, direction).next()).flat_map(|way| way.needs)
+            {
+                if !kernel.has(*needed) && !missing.contains(needed) {
+                    missing.push(*needed);
+                }
+            }
+            hooks.push(PreviewHook { direction, mechanisms, missing, detour });
+        }
+        hooks
+    }
+
+    fn would_change(&self, hooks: &[PreviewHook]) -> kernel::Result<Vec<String>> {
+        let name = &self.device.name;
+        let mut changes = Vec::new();
+        for hook in hooks.iter().filter(|hook| hook.mechanisms.first() == Some(&Mechanism::Clsact)) {
+            changes.push(format!("a filter on clsact of {name}, {}", hook.direction.name()));
+        }
+        if self.exact {
+            let features = ethtool::Ethtool::open(self.device.ifindex)?.features(ethtool::SEGMENTATION)?;
+            let on: Vec<_> = features.into_iter().filter(|(_, on)| *on).map(|(name, _)| name).collect();
+            changes.push(match &on[..] {
+                [] => format!("nothing of the offloads of {name}, which are off"),
+                on => format!("offloads of {name} switched off: {}", on.join(", ")),
+            });
+        }
+        Ok(changes)
+    }
+}
+
+fn rule(rule: &Rule) -> PreviewRule {
+    let Rule { label, direction, spares, .. } = rule;
+    PreviewRule { direction: *direction, fault: label.clone(), spares: !spares.is_empty() }
+}
+
+/// How many connections people are shown.
+const SHOWN: usize = 20;
+
+impl fmt::Display for Preview {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { device, netns, rules, hooks, targets, flows, protected, journalled } = self;
+        writeln!(f, "plan, nothing is touched: {device} in network namespace {netns}")?;
+        for (number, rule) in rules.iter().enumerate() {
+            writeln!(f, "  rule {number}: {:<3}  {}", rule.direction.name(), rule.fault)?;
+        }
+        for PreviewHook { direction, mechanisms, missing, detour } in hooks {
+            let names =
+                |list: &[Mechanism]| list.iter().map(|it| it.name()).collect::<Vec<_>>().join(", else ");
+            let own = if *detour { "; packets wait in an interface of its own" } else { "" };
+            let lacking =
+                if missing.is_empty() { String::new() } else { format!("; not here: {}", names(missing)) };
+            writeln!(f, "  hook {:<3}  {}{own}{lacking}", direction.name(), names(mechanisms))?;
+        }
+        match &targets[..] {
+            [] => writeln!(f, "  target: everybody who uses {device}")?,
+            targets => {
+                for PreviewTarget { cgroup, processes } in targets {
+                    let names: Vec<_> =
+                        processes.iter().map(|it| format!("{} ({})", it.name, it.pid)).collect();
+                    writeln!(f, "  target: {cgroup}: {}", names.join(", "))?;
+                }
+            }
+        }
+        writeln!(f, "  open connections and sockets that match: {}", flows.len())?;
+        for PreviewFlow { flow, rules, spared } in flows.iter().take(SHOWN) {
+            let Flow { protocol, local, remote, process } = flow;
+            let protocol = if *protocol == chaos_ebpf::packet::protocol::TCP { "tcp" } else { "udp" };
+            let process =
+                process.as_ref().map_or_else(String::new, |it| format!("  {} ({})", it.name, it.pid));
+            let rules = rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let spared = if *spared { ", spared" } else { "" };
+            writeln!(f, "    {protocol}  {local} - {remote}{process}  rule {rules}{spared}")?;
+        }
+        if flows.len() > SHOWN {
+            writeln!(f, "    and {} more; --json lists all", flows.len() - SHOWN)?;
+        }
+        let nothing = |text: &str| if text.is_empty() { "nothing".to_owned() } else { text.to_owned() };
+        writeln!(f, "  protected: {}", nothing(protected))?;
+        writeln!(f, "  to be undone by more than the end of the process: {}", nothing(&journalled.join("; ")))
+    }
+}
