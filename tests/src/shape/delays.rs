@@ -156,7 +156,7 @@ pub(super) fn no_fq() -> Result {
     let lab = lab()?;
     let netns = lab.near.path();
     let namespaces = [&lab.near];
-    let before = Inventory::take(&namespaces)?;
+    let before = Inventory::settled(&namespaces)?;
     for fault in ["delay 10ms", "rate 1mbit", "loss 1% delay 1ms 1ms"] {
         let words = fault.split(' ').chain(["--dev", NEAR_DEVICE, "--netns"]);
         let words: Vec<&str> = ["net"].into_iter().chain(words).collect();
