@@ -4,7 +4,7 @@
 //! packet's ends. So is that of a packet which has lost its socket on another owner's way round, or that the kernel
 //! itself sends for a connection. Raw sockets, ICMP and multicast have no ends to be found by when they are received.
 
-use core::ffi::c_void;
+use core::{ffi::c_void, hint::black_box};
 
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock, bpf_sock_tuple},
@@ -39,7 +39,8 @@ pub(crate) fn cgroup(
         // SAFETY: as above, and a number.
         return around(setup, |level| unsafe { bpf_skb_ancestor_cgroup_id(skb, level as i32) });
     }
-    let found = look_up(skb, headers, direction);
+    // A copy, made only here: else what is looked at by its address lies in memory for every packet.
+    let found = look_up(skb, &black_box(*headers), direction);
     if found.is_null() {
         return 0;
     }
