@@ -23,6 +23,8 @@ pub mod program {
     pub const BOUNCE: [&str; 2] = ["fl_bounce_in", "fl_bounce_out"];
     /// tc, ingress of the near end of a link, likewise: back to the interface.
     pub const BACK: [&str; 2] = ["fl_back_in", "fl_back_out"];
+    /// `connect(2)` of a cgroup's IPv4 sockets, and of its IPv6 sockets.
+    pub const CONNECT: [&str; 2] = ["fl_connect4", "fl_connect6"];
     /// What every name of ours begins with, in the kernel's listings.
     pub const PREFIX: &str = "fl_";
 }
@@ -39,6 +41,8 @@ pub mod map {
     pub const HOOKS: &str = "FL_HOOKS";
     /// How many packets a rule with a [`Window`](super::Window) has matched, over all CPUs.
     pub const SEQUENCE: &str = "FL_SEQUENCE";
+    /// The TCP connections whose handshake may not be over, by [`decide::flow`](crate::decide::flow).
+    pub const HANDSHAKES: &str = "FL_HANDSHAKES";
     /// [`Wire`](super::Wire) by rule number, over all CPUs.
     pub const WIRES: &str = "FL_WIRES";
     /// How late packets come back from their detour, in nanoseconds, by [`Direction`](super::Direction).
@@ -82,6 +86,8 @@ pub enum Direction {
     In = 0,
     /// Sent: the remote end is the destination.
     Out = 1,
+    /// Not yet sent: the connection that a process asks for.
+    Connect = 2,
 }
 
 impl Direction {
@@ -90,13 +96,16 @@ impl Direction {
     pub const fn name(self) -> &'static str {
         match self {
             Self::In => "in",
-            Self::Out => "out",
+            Self::Out | Self::Connect => "out",
         }
     }
 }
 
-/// How many [`Direction`]s there are.
+/// How many [`Direction`]s packets have.
 pub const DIRECTIONS: usize = 2;
+
+/// How many [`Direction`]s there are, each a hook of its own.
+pub const HOOKS: usize = 3;
 
 /// The switch and the lease. One write arms, renews or disarms every program on every CPU.
 ///
@@ -117,7 +126,7 @@ pub struct Control {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Setup {
     /// Rules per [`Direction`].
-    pub direction: [u64; DIRECTIONS],
+    pub direction: [u64; HOOKS],
     /// Rules that any remote address satisfies; the others are in the remote maps.
     pub any_remote: u64,
     /// Rules that any local address satisfies.
@@ -136,7 +145,7 @@ pub struct Setup {
     pub levels: [u8; MAX_LEVELS],
     /// Which maps hold anything, a set of [`table`] bits.
     pub tables: u32,
-    /// The owner's tgid, as the kernel numbers it: what it sends itself is never touched. 0 is nobody.
+    /// The owner's tgid, as the kernel numbers it: what it asks for itself is never refused. 0 is nobody.
     pub owner_tgid: u32,
     /// Where `tgid` lies in the running kernel's `struct task_struct`, in bytes.
     pub tgid_offset: u32,
@@ -200,6 +209,8 @@ pub mod protect {
     pub const METADATA: u32 = 1 << 0;
     /// [`Setup::session`](super::Setup::session).
     pub const SESSION: u32 = 1 << 1;
+    /// Connections to the host itself, where these are refused.
+    pub const LOOPBACK: u32 = 1 << 2;
 }
 
 /// Bits of [`Rule::effects`].
@@ -224,8 +235,16 @@ pub mod effect {
     pub const KEEP_ORDER: u32 = 1 << 8;
     /// Packets take their time on a wire that is shared by all of the rule.
     pub const RATE: u32 = 1 << 9;
+    /// The packet of a TCP connection becomes a reset of both its ends.
+    pub const RESET: u32 = 1 << 10;
+    /// The packets of TCP connections are lost once these stand.
+    pub const TIMEOUT: u32 = 1 << 11;
+    /// `connect(2)` fails with [`Rule::errno`](super::Rule::errno).
+    pub const REFUSE: u32 = 1 << 14;
     /// What loses packets.
     pub const ANY_LOSS: u32 = LOSS | BURSTS | PER_FLOW;
+    /// What asks for the state of a TCP connection.
+    pub const OF_CONNECTIONS: u32 = RESET | TIMEOUT;
     /// What makes packets wait, for which a link is needed.
     pub const WAITING: u32 = DELAY | RATE;
 }
@@ -362,6 +381,10 @@ pub struct Rule {
     pub delay: Delay,
     /// The wire, which comes before the delay.
     pub rate: Rate,
+    /// Why a connection is refused.
+    pub errno: u32,
+    /// Not used.
+    pub pad: u32,
 }
 
 impl Rule {
@@ -383,6 +406,8 @@ impl Rule {
         flow_seed: 0,
         delay: Delay { time: 0, jitter: 0, correlation: 0, table: 0, entries: 0, pad: 0 },
         rate: Rate { byte_time: 0, burst: 0, limit: 0, overhead: 0, pad: 0 },
+        errno: 0,
+        pad: 0,
     };
 }
 
@@ -463,12 +488,12 @@ pub struct HookState {
 }
 
 const _: () = assert!(size_of::<Control>() == 24);
-const _: () = assert!(size_of::<Setup>() == 184);
+const _: () = assert!(size_of::<Setup>() == 192);
 const _: () = assert!(size_of::<Session>() == 24);
 const _: () = assert!(size_of::<Window>() == 24);
 const _: () = assert!(size_of::<Delay>() == 32);
 const _: () = assert!(size_of::<Rate>() == 32);
-const _: () = assert!(size_of::<Rule>() == 176);
+const _: () = assert!(size_of::<Rule>() == 184);
 const _: () = assert!(size_of::<Wire>() == 16);
 const _: () = assert!(size_of::<Count>() == 24);
 const _: () = assert!(size_of::<RuleState>() == 136);

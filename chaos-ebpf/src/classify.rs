@@ -85,12 +85,23 @@ pub fn is_protected(headers: &Headers, direction: Direction, setup: &Setup) -> b
     of_family && same && remote_port == session.remote_port && local_port == session.local_port
 }
 
+/// Whether a connection would be to the host itself: 127.0.0.0/8, `::1`, or no address, which the kernel takes for these.
+#[inline(always)]
+#[must_use]
+pub fn is_loopback(headers: &Headers) -> bool {
+    let [first, second, third, last] = headers.destination;
+    if matches!(headers.network, Network::V4) {
+        return first.to_ne_bytes()[0] == 127 || first == 0;
+    }
+    first | second | third == 0 && (last == 1_u32.to_be() || last == 0)
+}
+
 /// Source and destination as remote and local end.
 #[inline(always)]
 fn ends<T>(direction: Direction, source: T, destination: T) -> (T, T) {
     match direction {
         Direction::In => (source, destination),
-        Direction::Out => (destination, source),
+        Direction::Out | Direction::Connect => (destination, source),
     }
 }
 

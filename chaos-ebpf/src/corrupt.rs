@@ -3,8 +3,8 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
-    helpers::generated::{bpf_l4_csum_replace, bpf_loop, bpf_skb_load_bytes, bpf_skb_store_bytes},
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
+    helpers::generated::{bpf_l4_csum_replace, bpf_loop},
     programs::TcContext,
 };
 use chaos_ebpf::{
@@ -14,6 +14,7 @@ use chaos_ebpf::{
 };
 
 use crate::{
+    bytes::{load, store},
     hook::Fate,
     maps::{FL_RULES, FL_STATE},
 };
@@ -29,7 +30,7 @@ pub(crate) fn corrupt(context: &TcContext, fate: &Fate) -> Option<()> {
     let fix = rule.effects & effect::FIX_CHECKSUM != 0;
     let start = if fix {
         let mut data_offset = 0u8;
-        read(context, fate.transport + 12, &mut data_offset);
+        load(context, fate.transport + 12, &mut data_offset);
         fate.transport + payload(fate.protocol, data_offset)
     } else {
         fate.transport
@@ -89,11 +90,11 @@ fn flip(context: &TcContext, transport: u32, place: Place, field: u32, fix: bool
     // Two bytes, as the checksum sums them; the last byte of an odd packet cannot be read so.
     let at = place.word(transport);
     let mut old = 0u16;
-    if !read(context, at, &mut old) {
+    if load(context, at, &mut old).is_none() {
         return;
     }
     let new = old ^ place.mask(transport);
-    if !write(context, at, &new) || field == 0 {
+    if store(context, at, &new).is_none() || field == 0 {
         return;
     }
     let field = transport + field;
@@ -116,21 +117,4 @@ fn flip(context: &TcContext, transport: u32, place: Place, field: u32, fix: bool
 fn replace(context: &TcContext, field: u32, from: u16, to: u16, flags: u64) {
     // SAFETY: the context the kernel called us with, and numbers. Fails where the packet has no such field.
     let _ = unsafe { bpf_l4_csum_replace(context.skb.skb, field, u64::from(from), u64::from(to), flags) };
-}
-
-#[inline(always)]
-fn read<T>(context: &TcContext, offset: u32, to: &mut T) -> bool {
-    let length = size_of::<T>() as u32;
-    let to = core::ptr::from_mut(to).cast();
-    // SAFETY: the context the kernel called us with, and so many bytes to write to.
-    unsafe { bpf_skb_load_bytes(context.skb.skb.cast(), offset, to, length) == 0 }
-}
-
-#[inline(always)]
-fn write<T>(context: &TcContext, offset: u32, from: &T) -> bool {
-    let length = size_of::<T>() as u32;
-    let from = core::ptr::from_ref(from).cast();
-    let flags = u64::from(BPF_F_RECOMPUTE_CSUM);
-    // SAFETY: the context the kernel called us with, and so many bytes to read from.
-    unsafe { bpf_skb_store_bytes(context.skb.skb, offset, from, length, flags) == 0 }
 }

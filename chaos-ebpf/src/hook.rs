@@ -2,12 +2,11 @@
 
 use core::{arch::asm, ffi::c_void, hint::black_box};
 
-use aya_ebpf::{
-    bindings::task_struct,
-    helpers::generated::{bpf_get_current_task_btf, bpf_jiffies64, bpf_loop},
-};
+use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_loop};
 use chaos_ebpf::{
-    abi::{CgroupOffsets, Direction, HookState, MAX_LEVELS, Rule, RuleState, Session, Setup, Wire, effect},
+    abi::{
+        CgroupOffsets, Direction, HOOKS, HookState, MAX_LEVELS, Rule, RuleState, Session, Setup, Wire, effect,
+    },
     classify::{classify, is_protected},
     decide,
     packet::{self, Headers, Network, Truncated, View},
@@ -20,7 +19,7 @@ use crate::maps::{
 /// Written by the owner before the load; see [`setup`].
 #[unsafe(no_mangle)]
 static FL_SETUP: Setup = Setup {
-    direction: [0; 2],
+    direction: [0; HOOKS],
     any_remote: 0,
     any_local: 0,
     any_protocol: 0,
@@ -56,6 +55,8 @@ pub(crate) fn setup() -> &'static Setup {
 pub(crate) struct Fate {
     /// Gone, as if the wire had lost it.
     pub(crate) lost: bool,
+    /// Gone, and its connection with it.
+    pub(crate) reset: bool,
     /// It comes twice.
     pub(crate) twice: bool,
     /// The rule that corrupts it, plus one; 0 if none does.
@@ -70,12 +71,15 @@ pub(crate) struct Fate {
     pub(crate) transport: u32,
     pub(crate) protocol: u8,
     pub(crate) v6: bool,
+    /// What is not done to it, a set of [`effect`] bits.
+    pub(crate) exempt: u32,
 }
 
 impl Fate {
     /// As if the program were not there.
     pub(crate) const PASS: Self = Self {
         lost: false,
+        reset: false,
         twice: false,
         corrupted_by: 0,
         completed: false,
@@ -84,6 +88,7 @@ impl Fate {
         transport: 0,
         protocol: 0,
         v6: false,
+        exempt: 0,
     };
 }
 
@@ -103,6 +108,8 @@ pub(crate) trait Packet {
     fn segments(&self) -> u32;
     /// When it would go on, `CLOCK_MONOTONIC` nanoseconds.
     fn time(&self) -> u64;
+    /// What is not done to it, a set of [`effect`] bits, for where its TCP connection is.
+    fn exempt(&self, headers: &Headers) -> u32;
     /// The rules that want the cgroup, or one around it, of the socket whose packet it is.
     fn cgroup(&self, headers: &Headers, setup: &Setup, hook: &mut HookState) -> u64;
 }
@@ -156,8 +163,10 @@ impl View for Header {
     }
 }
 
-/// Decides on one packet: lease, owner, headers, rules, chance, into a fate that is still [`Fate::PASS`]. `None`
-/// passes it.
+/// Decides on one packet: lease, headers, rules, chance, into a fate that is still [`Fate::PASS`]. `None` passes it.
+///
+/// Whose packet it is the current task does not say: what is received, and what timers and answers send, is handled
+/// while any task runs, the owner as well. The owner sends nothing that it needs.
 #[inline(always)]
 pub(crate) fn decide<P: Packet>(packet: &P, fate: &mut Fate) -> Option<()> {
     // SAFETY: takes nothing, returns a number.
@@ -166,10 +175,6 @@ pub(crate) fn decide<P: Packet>(packet: &P, fate: &mut Fate) -> Option<()> {
         return None;
     }
     let setup = setup();
-    // What is received comes in while any task runs: that it is the owner says nothing of the packet.
-    if matches!(P::DIRECTION, Direction::Out) && is_owner(setup) {
-        return None;
-    }
     let hook = FL_HOOKS.get_ptr_mut(P::DIRECTION as u32)?;
     // Nothing instead of an error: with `Result` LLVM lets an undefined payload reach the code behind it.
     let found = headers(packet, setup.ethernet != 0);
@@ -201,6 +206,9 @@ pub(crate) fn decide<P: Packet>(packet: &P, fate: &mut Fate) -> Option<()> {
         hook.spared += 1;
         return None;
     }
+    if P::IS_BUFFER && setup.effects & effect::OF_CONNECTIONS != 0 {
+        fate.exempt = packet.exempt(&headers);
+    }
     if P::IS_BUFFER && setup.effects & !effect::ANY_LOSS != 0 {
         let mut work = Work { packet, candidates, now, headers, segments, bytes, fate: *fate };
         let next = apply_next::<P> as unsafe extern "C" fn(u32, *mut Work<'_, P>) -> i64;
@@ -226,7 +234,7 @@ pub(crate) fn decide<P: Packet>(packet: &P, fate: &mut Fate) -> Option<()> {
 /// The rules that are left of these when those that keep others from acting have done so. Not inlined: what it keeps at
 /// hand would push out of the registers what every packet needs, 8 ns also where nothing is spared.
 #[inline(never)]
-fn spare(candidates: u64, sparing: u64, segments: u32, bytes: u64) -> u64 {
+pub(crate) fn spare(candidates: u64, sparing: u64, segments: u32, bytes: u64) -> u64 {
     let mut spared = 0;
     let mut left = candidates & sparing;
     for _ in 0..u64::BITS {
@@ -267,16 +275,6 @@ unsafe extern "C" fn apply_next<P: Packet>(_: u32, work: *mut Work<'_, P>) -> i6
     i64::from(applied.is_none() || fate.lost || *candidates == 0)
 }
 
-/// Whether the injector itself is what runs now.
-#[inline(always)]
-fn is_owner(setup: &Setup) -> bool {
-    // SAFETY: takes nothing; the task is the current one and stays.
-    let task: *const task_struct = unsafe { bpf_get_current_task_btf() }.cast_const();
-    // SAFETY: the offset is that of `tgid` in the running kernel's BTF, which the verifier checks.
-    let tgid = unsafe { *task.cast::<u8>().add(setup.tgid_offset as usize).cast::<u32>() };
-    tgid == setup.owner_tgid
-}
-
 #[inline(always)]
 fn headers<P: Packet>(packet: &P, ethernet: bool) -> Option<Headers> {
     match packet::parse(&packet.frame(), ethernet) {
@@ -309,6 +307,9 @@ fn apply<P: Packet>(
     if now >= rule.expires_at {
         return Some(());
     }
+    if P::IS_BUFFER && setup().effects & effect::OF_CONNECTIONS != 0 && rule.effects & fate.exempt != 0 {
+        return Some(());
+    }
     let state = FL_STATE.get_ptr_mut(index)?;
     // SAFETY: this CPU's slot, and nothing else runs at this hook on it meanwhile: BH is off.
     let state = unsafe { &mut *state };
@@ -330,6 +331,12 @@ fn apply<P: Packet>(
         return Some(());
     }
     if !P::IS_BUFFER {
+        return Some(());
+    }
+    if effects & effect::OF_CONNECTIONS != 0 {
+        fate.lost = true;
+        fate.reset = effects & effect::RESET != 0;
+        state.fired.add(segments, bytes);
         return Some(());
     }
     let mut fired = false;
@@ -544,7 +551,7 @@ unsafe fn compare_and_swap(number: *mut u64, _old: u64, _new: u64) -> u64 {
 ///
 /// `number` must point to an aligned `u64` in a map.
 #[inline(always)]
-unsafe fn fetch_add_one(number: *mut u64) -> u64 {
+pub(crate) unsafe fn fetch_add_one(number: *mut u64) -> u64 {
     let before: u64;
     // SAFETY: as the caller warrants; the instruction touches nothing else.
     unsafe {

@@ -2,7 +2,7 @@
 //!
 //! Everything here is `no_std`, free of helpers and maps, and tested on the host: [`abi`] holds the shared
 //! types and names, [`packet`] finds the headers, [`classify`](mod@classify) finds the rules that match, and
-//! [`decide`] says whether a rule fires.
+//! [`decide`] says whether a rule fires. [`corruption`] and [`tcp`] say what becomes of the packet's bytes.
 
 #![cfg_attr(not(test), no_std)]
 
@@ -11,3 +11,4 @@ pub mod classify;
 pub mod corruption;
 pub mod decide;
 pub mod packet;
+pub mod tcp;

@@ -5,21 +5,26 @@
 // For one instruction in `hook`; BPF's assembly is not yet stable.
 #![feature(asm_experimental_arch)]
 
+mod bytes;
+mod connect;
+mod connection;
 mod corrupt;
 mod hook;
 mod maps;
 mod owner;
+mod reset;
 mod round;
 
 use aya_ebpf::{
     bindings::{TC_ACT_UNSPEC, xdp_action},
     helpers::generated::{bpf_ktime_get_ns, bpf_redirect},
-    macros::{classifier, xdp},
-    programs::{TcContext, XdpContext},
+    macros::{cgroup_sock_addr, classifier, xdp},
+    programs::{SockAddrContext, TcContext, XdpContext},
 };
 use chaos_ebpf::{
     abi::{Direction, HookState, Setup, effect},
-    packet::Headers,
+    decide,
+    packet::{Headers, Network, protocol},
 };
 use hook::{Fate, Frame, Packet};
 
@@ -33,14 +38,28 @@ fn fl_xdp(context: XdpContext) -> u32 {
 
 /// Ingress elsewhere.
 #[classifier]
+#[inline(always)]
 fn fl_tc_in(context: TcContext) -> i32 {
     classify::<{ IN }>(context)
 }
 
 /// Egress.
 #[classifier]
+#[inline(always)]
 fn fl_tc_out(context: TcContext) -> i32 {
     classify::<{ OUT }>(context)
+}
+
+/// A connection that a process of a cgroup asks for.
+#[cgroup_sock_addr(connect4)]
+fn fl_connect4(context: SockAddrContext) -> i32 {
+    connect::connect(&context, Network::V4)
+}
+
+/// The same over IPv6.
+#[cgroup_sock_addr(connect6)]
+fn fl_connect6(context: SockAddrContext) -> i32 {
+    connect::connect(&context, Network::V6)
 }
 
 /// Egress of a link's near end: the packet waits in the qdisc until its time has come.
@@ -86,7 +105,7 @@ const OUT: bool = true;
 fn classify<const SENT: bool>(context: TcContext) -> i32 {
     let setup = hook::setup();
     let skb = Skb::<SENT>(context);
-    if setup.effects & (effect::DUPLICATE | effect::WAITING | effect::CORRUPT) != 0
+    if setup.effects & (effect::DUPLICATE | effect::WAITING | effect::CORRUPT | effect::RESET) != 0
         && round::was_here(&skb.0, setup, Skb::<SENT>::DIRECTION)
     {
         return TC_ACT_UNSPEC;
@@ -94,6 +113,9 @@ fn classify<const SENT: bool>(context: TcContext) -> i32 {
     let mut fate = Fate::PASS;
     if hook::decide(&skb, &mut fate).is_none() {
         return TC_ACT_UNSPEC;
+    }
+    if setup.effects & effect::RESET != 0 && fate.reset {
+        return reset::reset(&skb.0, setup, Skb::<SENT>::DIRECTION, &fate);
     }
     if fate.lost {
         return gone();
@@ -126,6 +148,12 @@ impl Packet for Received {
     #[inline(always)]
     fn time(&self) -> u64 {
         0
+    }
+
+    /// Rules of connections are asked by tc.
+    #[inline(always)]
+    fn exempt(&self, _headers: &Headers) -> u32 {
+        effect::OF_CONNECTIONS
     }
 
     /// XDP knows of no socket.
@@ -173,6 +201,14 @@ impl<const SENT: bool> Packet for Skb<SENT> {
         // SAFETY: the context the kernel called us with.
         let (time, kind) = unsafe { ((*self.0.skb.skb).tstamp, (*self.0.skb.skb).tstamp_type) };
         if kind == DELIVERY_TIME && time > now { time } else { now }
+    }
+
+    #[inline(always)]
+    fn exempt(&self, headers: &Headers) -> u32 {
+        if headers.protocol != protocol::TCP || !headers.has_ports {
+            return effect::OF_CONNECTIONS;
+        }
+        connection::exempt(&self.0, headers.transport, decide::flow(headers, Self::DIRECTION, 0))
     }
 
     #[inline(always)]

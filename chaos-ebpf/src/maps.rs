@@ -2,10 +2,10 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
 };
 use chaos_ebpf::{
-    abi::{Control, DIRECTIONS, HookState, MAX_RULES, Rule, RuleState, Wire, table},
+    abi::{Control, DIRECTIONS, HOOKS, HookState, MAX_RULES, Rule, RuleState, Wire, table},
     classify::{AddressTables, End, Tables},
 };
 
@@ -19,9 +19,11 @@ pub(crate) static FL_RULES: Array<Rule> = Array::with_max_entries(MAX_RULES as u
 #[map]
 pub(crate) static FL_STATE: PerCpuArray<RuleState> = PerCpuArray::with_max_entries(MAX_RULES as u32, 0);
 #[map]
-pub(crate) static FL_HOOKS: PerCpuArray<HookState> = PerCpuArray::with_max_entries(DIRECTIONS as u32, 0);
+pub(crate) static FL_HOOKS: PerCpuArray<HookState> = PerCpuArray::with_max_entries(HOOKS as u32, 0);
 #[map]
 pub(crate) static FL_SEQUENCE: Array<u64> = Array::with_max_entries(MAX_RULES as u32, 0);
+#[map]
+pub(crate) static FL_HANDSHAKES: LruHashMap<u32, u32> = LruHashMap::with_max_entries(65536, 0);
 #[map]
 pub(crate) static FL_WIRES: Array<Wire> = Array::with_max_entries(MAX_RULES as u32, 0);
 #[map]

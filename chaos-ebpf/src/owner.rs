@@ -9,8 +9,8 @@ use core::{ffi::c_void, hint::black_box};
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock, bpf_sock_tuple},
     helpers::generated::{
-        bpf_probe_read_kernel, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release,
-        bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id,
+        bpf_get_current_ancestor_cgroup_id, bpf_probe_read_kernel, bpf_sk_lookup_tcp, bpf_sk_lookup_udp,
+        bpf_sk_release, bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id,
     },
     programs::TcContext,
 };
@@ -60,6 +60,13 @@ pub(crate) fn cgroup(
     rules
 }
 
+/// The rules that want the cgroup of the process that runs, or one around it.
+#[inline(always)]
+pub(crate) fn current(setup: &Setup) -> u64 {
+    // SAFETY: takes and returns a number.
+    around(setup, |level| unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) })
+}
+
 /// Where a socket lies, as a number. The helper that would say a socket's cgroup is not for tc programs; the kernel's
 /// own structures say it, by offsets that the verifier does not let a socket's pointer be moved by.
 #[inline(always)]
@@ -96,8 +103,9 @@ fn around(setup: &Setup, ancestor: impl Fn(u32) -> u64) -> u64 {
     rules
 }
 
-/// The socket that has the local end of a packet, to be released; null if there is none.
-#[inline(always)]
+/// The socket that has the local end of a packet, to be released; null if there is none. A subprogram, for there is no
+/// more room on the stack of the others.
+#[inline(never)]
 fn look_up(skb: *mut __sk_buff, headers: &Headers, direction: Direction) -> *mut bpf_sock {
     let Headers { has_ports, network, source, destination, source_port, destination_port, .. } = headers;
     let is_tcp = headers.protocol == protocol::TCP;
@@ -107,7 +115,7 @@ fn look_up(skb: *mut __sk_buff, headers: &Headers, direction: Direction) -> *mut
     // As it would be received: the remote end is the source.
     let ((remote, remote_port), (local, local_port)) = match direction {
         Direction::In => ((source, source_port), (destination, destination_port)),
-        Direction::Out => ((destination, destination_port), (source, source_port)),
+        Direction::Out | Direction::Connect => ((destination, destination_port), (source, source_port)),
     };
     let ports = u32::from(remote_port.to_be()) | u32::from(local_port.to_be()) << 16;
     match network {

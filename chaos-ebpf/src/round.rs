@@ -65,6 +65,12 @@ fn left(context: &TcContext, place: u32) -> Option<u64> {
     ours.then_some(u64::from(words[2]) | u64::from(words[3]) << 32)
 }
 
+/// Has our programs let the packet, and what is copied from it, through this way: no rule is to act on it again.
+#[inline(always)]
+pub(crate) fn is_ours(context: &TcContext, setup: &Setup, direction: Direction) {
+    leave(context, place(setup, direction), setup.generation);
+}
+
 /// Whether the packet has been here, and comes back from its way round or is a second one. Of several owners on an
 /// interface the latest is asked first: all later than the one whose way round it was have seen it.
 #[inline(always)]
@@ -94,7 +100,7 @@ pub(crate) fn second(context: &TcContext, setup: &Setup, direction: Direction, a
         prepare(context, at);
         (setup.links[direction as usize], 0)
     } else {
-        leave(context, place(setup, direction), setup.generation);
+        is_ours(context, setup, direction);
         (setup.ifindex, way(direction))
     };
     // SAFETY: as above. If it cannot be made there is only one.
@@ -140,7 +146,7 @@ pub(crate) fn bounce(direction: Direction) -> i32 {
 #[inline(always)]
 pub(crate) fn back(context: &TcContext, direction: Direction) -> i32 {
     let setup = setup();
-    leave(context, place(setup, direction), setup.generation);
+    is_ours(context, setup, direction);
     let skb = skb(context);
     // SAFETY: as above, and a call that takes nothing.
     let (time, kind, now) = unsafe { ((*skb).tstamp, (*skb).tstamp_type, bpf_ktime_get_ns()) };
@@ -164,6 +170,6 @@ pub(crate) fn back(context: &TcContext, direction: Direction) -> i32 {
 fn way(direction: Direction) -> u32 {
     match direction {
         Direction::In => BPF_F_INGRESS,
-        Direction::Out => 0,
+        Direction::Out | Direction::Connect => 0,
     }
 }

@@ -2,12 +2,10 @@
 
 use std::{
     net::{TcpListener, TcpStream, UdpSocket},
-    os::{fd::OwnedFd, unix::process::CommandExt},
+    os::fd::OwnedFd,
     process::Stdio,
     time::Duration,
 };
-
-use nix::sched::{CloneFlags, setns};
 
 use crate::{
     cgroup::{Cgroup, Inhabitant},
@@ -358,7 +356,7 @@ fn own_network() -> Result {
     let lab = Lab::new()?;
     let id = format!("{:064x}", 0xfa17_0000_0000_u64 | u64::from(std::process::id()));
     let cgroup = Cgroup::named(&format!("docker-{id}.scope"))?;
-    let inhabitant = cgroup.inhabit(|command| live_in(command, &lab.near))?;
+    let inhabitant = cgroup.inhabit(|command| lab.near.home_of(command))?;
     let route = lab.outward(Family::V4);
     let open = |port| Probe::open(route, port, port + 1000);
     let (target, bystander) = (cgroup.run(|| open(4000))?, open(4001)?);
@@ -373,17 +371,6 @@ fn own_network() -> Result {
     ensure!(came(&target, 20)? == 20, "lost after");
     drop(inhabitant);
     Ok(())
-}
-
-/// Has a process be started in this network.
-fn live_in(command: &mut std::process::Command, netns: &Netns) {
-    let path = netns.path();
-    let enter = move || {
-        let netns = std::fs::File::open(&path)?;
-        Ok(setns(netns, CloneFlags::CLONE_NEWNET)?)
-    };
-    // SAFETY: between fork and exec this opens a file and makes one more system call.
-    unsafe { command.pre_exec(enter) };
 }
 
 /// It says who would be hit, of what they have open, and by what; nothing of the kernel's or of ours changes.
@@ -480,14 +467,7 @@ fn refused() -> Result {
     ];
     for (words, code, said) in rows {
         let words = [&["net", "loss", "1%", "--dev", "lo"], *words].concat();
-        let exit = Faultline::run(&words)?;
-        let right = exit.code == Some(*code) && said.iter().all(|part| exit.stderr.contains(part));
-        ensure!(
-            right && exit.stderr.trim().lines().count() == 1,
-            "{words:?}: {:?} {}",
-            exit.code,
-            exit.stderr
-        );
+        Faultline::check_refused(&words, *code, said)?;
     }
     // Four digits are enough to be looked for, and here not enough to be found.
     let same = Cgroup::named(&format!("libpod-aa11{:060x}.scope", u64::from(std::process::id()) + 1))?;

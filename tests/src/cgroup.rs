@@ -11,6 +11,7 @@ use std::{
 use crate::{
     error::{Context, Result},
     harness::program,
+    lab::Netns,
 };
 
 const MOUNTS: &str = "/proc/self/mounts";
@@ -101,6 +102,15 @@ impl Cgroup {
         command.stdin(Stdio::piped()).stdout(Stdio::null());
         prepare(&mut command);
         self.run(|| Ok(Inhabitant(command.spawn().context("cat")?)))
+    }
+
+    /// The same in a network namespace.
+    ///
+    /// # Errors
+    ///
+    /// As [`inhabit`](Self::inhabit).
+    pub fn inhabit_in(&self, netns: &Netns, prepare: impl FnOnce(&mut Command) + Send) -> Result<Inhabitant> {
+        netns.run(|| self.inhabit(prepare))
     }
 
     /// Whether the calling process is here, by its own word.

@@ -2,8 +2,7 @@
 
 use std::{
     fs,
-    io::{Read, Write},
-    net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket},
     os::fd::AsFd,
     process::Command,
     thread,
@@ -21,7 +20,10 @@ use crate::{
     harness::{Need, Test, program},
     lab::{FAR_DEVICE, Family, Lab, NEAR_DEVICE, Netns, Options, Route, address},
     loss::Way,
-    traffic::probe::{Pace, Probe},
+    traffic::{
+        connection::Connection,
+        probe::{Pace, Probe},
+    },
 };
 
 const BPF: &[Need] = &[Need::Root, Need::Btf];
@@ -123,24 +125,6 @@ fn blackhole() -> Result {
     Ok(())
 }
 
-/// A connection to `near`, by both its ends.
-struct Connection(TcpStream, TcpStream);
-
-impl Connection {
-    fn open(lab: &Lab, listener: &TcpListener) -> Result<Self> {
-        let address = listener.local_addr().context("getsockname")?;
-        let client = lab.far.run(|| TcpStream::connect(address).context("connect"))?;
-        Ok(Self(client, listener.accept().context("accept")?.0))
-    }
-
-    /// Whether what is said on one side is heard on the other soon.
-    fn works(&mut self) -> Result<bool> {
-        self.1.set_read_timeout(Some(Duration::from_millis(300))).context("SO_RCVTIMEO")?;
-        self.0.write_all(b"?").context("send")?;
-        Ok(self.1.read(&mut [0; 1]).is_ok())
-    }
-}
-
 /// The caller's SSH connection, of all to that port, and the metadata service, as far as nothing else is asked.
 fn protected() -> Result {
     let lab = Lab::new()?;
@@ -156,8 +140,9 @@ fn protected() -> Result {
         let listener = lab.near.run(|| TcpListener::bind((at, 6022)).context("listen"))?;
         ensure!(passes(&metadata)?, "no way to the metadata before");
         for (option, spared) in [(None, true), (Some("--include-protected"), false)] {
-            let mut connections = [Connection::open(&lab, &listener)?, Connection::open(&lab, &listener)?];
-            let client = connections[0].0.local_addr().context("getsockname")?;
+            let open = || Connection::open(&listener, |at| lab.far.run(|| Connection::connect(at)));
+            let mut connections = [open()?, open()?];
+            let client = connections[0].client.local_addr().context("getsockname")?;
             let session = format!("{} {} {at} 6022", client.ip(), client.port());
             let netns = lab.near.path();
             let netns = netns.to_string_lossy();
@@ -325,14 +310,7 @@ fn refused() -> Result {
         (&["blackhole", "--exclude", "proto:quic"], 2, &["--exclude", "quic"]),
     ];
     for (words, code, said) in rows {
-        let exit = Faultline::run(&[&["net"], *words, &["--dev", "lo"]].concat())?;
-        let right = exit.code == Some(*code) && said.iter().all(|part| exit.stderr.contains(part));
-        ensure!(
-            right && exit.stderr.trim().lines().count() == 1,
-            "{words:?}: {:?} {}",
-            exit.code,
-            exit.stderr
-        );
+        Faultline::check_refused(&[&["net"], *words, &["--dev", "lo"]].concat(), *code, said)?;
     }
     for path in [bad, empty] {
         fs::remove_file(path.trim_start_matches('@')).context(path)?;

@@ -22,6 +22,7 @@ use nix::{sys::signal::Signal, unistd::Pid};
 pub use self::events::{Counted, Event, RuleCounters};
 use self::events::{Shared, parse};
 use crate::{
+    ensure,
     error::{Context, Result, check},
     harness::{die_with_parent, pidfd},
     lab::Netns,
@@ -134,6 +135,19 @@ impl Faultline {
     /// If it cannot be started or takes more than 20 s.
     pub fn run(arguments: &[&str]) -> Result<Exit> {
         Self::run_with(arguments, |_| {})
+    }
+
+    /// Checks that a command does not begin: by its exit code, and by one line that says all of these.
+    ///
+    /// # Errors
+    ///
+    /// If it does, or says something else.
+    pub fn check_refused(arguments: &[&str], code: i32, said: &[&str]) -> Result {
+        let Exit { code: found, stderr, .. } = Self::run(arguments)?;
+        let right = found == Some(code) && said.iter().all(|part| stderr.contains(part));
+        let one_line = stderr.trim().lines().count() == 1;
+        ensure!(right && one_line, "{arguments:?}: exit {found:?}, not {code}, saying {said:?}: {stderr}");
+        Ok(())
     }
 
     /// Like [`run`](Self::run); `prepare` may change the process before it is started.

@@ -20,6 +20,7 @@ mod ground;
 mod life;
 mod loss;
 mod programs;
+mod sever;
 mod shape;
 
 use harness::Test;
@@ -35,6 +36,7 @@ pub fn tests() -> Vec<&'static Test> {
         shape::TESTS,
         aim::TESTS,
         cut::TESTS,
+        sever::TESTS,
         programs::TESTS,
     ];
     files.into_iter().chain(life::TESTS.iter().copied()).flatten().collect()

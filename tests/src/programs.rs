@@ -2,6 +2,7 @@
 
 mod openssl;
 mod server;
+mod severed;
 mod shaped;
 
 use std::{
@@ -30,6 +31,7 @@ pub(crate) const TESTS: &[Test] = &[
         .timeout(60),
     Test::new("programs::nginx_answers", nginx).needs(&[Need::Root, Need::Program("nginx")]).timeout(60),
     Test::new("programs::openssl_verifies", openssl::verifies).needs(&[Need::Root, Need::Program("openssl")]),
+    Test::new("programs::redis_cut_off", severed::redis).needs(severed::NEEDS).timeout(60),
     Test::new("programs::on_a_bad_link", shaped::compared).needs(shaped::NEEDS).timeout(180),
 ];
 

@@ -5,6 +5,7 @@
 
 mod barrier;
 pub mod bulk;
+pub mod connection;
 pub mod counters;
 pub mod datagrams;
 pub mod echo;

@@ -80,6 +80,9 @@ Faults, several of which may follow one another, and happen to the same packets 
   delay TIME [JITTER [CORRELATION]] [distribution uniform|normal|pareto|paretonormal|./FILE]
   partition                                         nothing gets through from or to a --peer
   blackhole                                         nothing gets through
+  refuse [ERRNO]                                    connect() fails at once: ECONNREFUSED, or another
+  reset                                             TCP connections are reset, at both ends
+  timeout                                           TCP connections are made, and nothing more gets through
 A first value written FROM..TO/TIME changes evenly in that time.
 
 --to, --from, --port and --sport describe the packets as they go in the fault's direction. With --direction \
@@ -298,18 +301,38 @@ impl FaultOptions {
             corrupt.ok_or_else(|| invalid("--fix-checksum needs corrupt: corrupt 1%".into()))?.fix_checksum =
                 true;
         }
-        let sides = match (self.direction, impairments.cut()) {
+        self.check_cut(impairments.cut).map_err(|message| invalid(message.into()))?;
+        let sides = match (self.direction, impairments.cut) {
             (Some(Direction::In), _) => Sides::In,
             (Some(Direction::Out), _) | (None, None) => Sides::Out,
-            (Some(Direction::Both), _) | (None, Some(_)) => Sides::Both,
+            (Some(Direction::Both), _) => Sides::Both,
+            (None, Some(cut)) => cut.sides(),
         };
-        if impairments.cut() == Some(Cut::Partition) && self.peer.is_empty() {
-            let message = "partition needs to know from whom: --peer 10.0.0.0/8, say; blackhole does not";
-            return Err(invalid(message.into()));
-        }
         let Self { skip, first, every, .. } = self;
         let window = Window { skip, first: first.unwrap_or(u64::MAX), every: every.unwrap_or(1) };
         Ok(FaultSpec { impairments, sides, selectors: self.selectors(), window })
+    }
+
+    /// Whether the options go with a cut.
+    fn check_cut(&self, cut: Option<Cut>) -> Result<(), &'static str> {
+        let Some(cut) = cut else { return Ok(()) };
+        let Self { peer, direction, proto, from, sport, cgroup, unit, container, .. } = self;
+        let tcp_alone = proto.iter().all(|proto| *proto == Protocol::Tcp);
+        match cut {
+            Cut::Partition if peer.is_empty() => {
+                Err("partition needs to know from whom: --peer 10.0.0.0/8, say; blackhole does not")
+            }
+            Cut::Reset | Cut::Timeout if !tcp_alone => {
+                Err("reset and timeout are of TCP connections: leave --proto out")
+            }
+            Cut::Refuse(_) if cgroup.is_empty() && unit.is_empty() && container.is_empty() => {
+                Err("refuse needs to know whose connect() fails: --cgroup, --unit or --container")
+            }
+            Cut::Refuse(_) if direction.is_some() || !from.is_empty() || !sport.is_empty() => Err(
+                "refuse comes before any packet: it has no --direction, and no --from or --sport are settled yet",
+            ),
+            _ => Ok(()),
+        }
     }
 
     /// Which packets.
@@ -323,11 +346,16 @@ impl FaultOptions {
 }
 
 impl RunOptions {
-    pub(super) fn spec(&self, faults: Vec<FaultSpec>) -> NetSpec {
+    /// What is to be done, on what.
+    ///
+    /// # Errors
+    ///
+    /// If an option does not go with the faults.
+    pub(super) fn spec(&self, faults: Vec<FaultSpec>) -> Result<NetSpec, clap::Error> {
         let Self { dev, netns, seed, duration, limit, exact, include_protected, plan: _, json: _ } = self;
         let limit = limit.map(|limit| u32::try_from(limit).unwrap_or(u32::MAX));
         let exact = exact.unwrap_or_else(|| faults.iter().any(|fault| fault.impairments.is_of_packets()));
-        NetSpec {
+        let spec = NetSpec {
             device: dev.clone(),
             netns: netns.clone(),
             faults,
@@ -336,7 +364,12 @@ impl RunOptions {
             limit,
             exact,
             include_protected: *include_protected,
+        };
+        if spec.device.is_some() && !spec.acts_on_packets() {
+            let message = "refuse acts on connect(), which knows of no interface: leave --dev out";
+            return Err(Cli::command().error(ErrorKind::ArgumentConflict, message));
         }
+        Ok(spec)
     }
 }
 

@@ -7,6 +7,8 @@ use std::{
     io::Read,
 };
 
+use chaos_ebpf::abi::Direction;
+
 use super::{
     CliError, Code,
     args::RunOptions,
@@ -24,7 +26,7 @@ use crate::{
 
 /// Does to packets what was asked until its time is over or something ends it.
 pub(super) fn run(first: FaultSpec, further: Vec<FaultSpec>, options: &RunOptions) -> Result<Code, CliError> {
-    let spec = options.spec(std::iter::once(first).chain(further).collect());
+    let spec = options.spec(std::iter::once(first).chain(further).collect())?;
     // What can be told from the words alone is told first.
     let unknown: Vec<_> = spec.faults.iter().map(|fault| (fault, Found::default())).collect();
     net::check_room(&fault::check(net::rules(&unknown))?, spec.limit.unwrap_or(net::MOST_WAITING))?;
@@ -43,10 +45,10 @@ pub(super) fn run(first: FaultSpec, further: Vec<FaultSpec>, options: &RunOption
         report::preview(&preview, options.json)?;
         return Ok(if preview.is_possible() { Code::Success } else { Code::NotStarted });
     }
-    let device = plan.device.name.clone();
+    let device = plan.device.as_ref().map(|device| device.name.clone());
     let mut reporter = Reporter::new(options.json);
 
-    let prepared = Prepared::new(plan).map_err(|error| cause(error, &device))?;
+    let prepared = Prepared::new(plan).map_err(|error| cause(error, device.as_deref()))?;
     if prepared.holds_itself() {
         // One that stays only keeps the namespace from ending with those it belongs to.
         let _ = home.map(Home::go);
@@ -102,7 +104,7 @@ fn network(spec: &NetSpec, targets: &[(Owner, Cgroup)]) -> Result<Option<Netns>,
     for (owner, cgroup) in targets {
         // Also where the namespace was named: a target nobody is in is none.
         match cgroup.network(owner) {
-            Err(CgroupError::Scattered { .. }) if spec.netns.is_some() => {}
+            Err(CgroupError::Scattered { .. }) if spec.netns.is_some() || !spec.acts_on_packets() => {}
             found => processes.push((owner, found?)),
         }
     }
@@ -139,27 +141,34 @@ fn watched(
 }
 
 /// An interface that has gone meanwhile is what is to be said, not the call that did not find it.
-fn cause(error: SessionError, device: &str) -> CliError {
-    match Device::find(device) {
-        Err(gone @ DeviceError::Unknown { .. }) => gone.into(),
+fn cause(error: SessionError, device: Option<&str>) -> CliError {
+    match device.map(Device::find) {
+        Some(Err(gone @ DeviceError::Unknown { .. })) => gone.into(),
         _ => error.into(),
     }
 }
 
 fn plan(spec: &NetSpec, rules: Vec<fault::Rule>, targets: Vec<(Owner, Cgroup)>) -> Result<Plan, CliError> {
-    let device = spec.device.as_deref().map_or_else(Device::only, Device::find)?;
+    let device = if spec.acts_on_packets() { Some(device(spec, &rules)?) } else { None };
     let seed = spec.seed.map_or_else(draw_seed, Ok)?;
-    if !device.ethernet && rules.iter().any(fault::Rule::needs_detour) {
-        return Err(DeviceError::NoEthernet { name: device.name }.into());
-    }
-    if device.loopback && rules.iter().any(|rule| rule.needs_detour() || rule.comes_in_again()) {
-        return Err(DeviceError::Loopback { name: device.name }.into());
-    }
     let limit = spec.limit.unwrap_or(net::MOST_WAITING);
     let targets = targets.into_iter().map(|(_, cgroup)| cgroup).collect();
-    let protected = if spec.include_protected { Protected::default() } else { Protected::all() };
+    let refuses = rules.iter().any(|rule| rule.direction == Direction::Connect);
+    let protected = if spec.include_protected { Protected::default() } else { Protected::all(refuses) };
     let NetSpec { duration, exact, .. } = *spec;
     Ok(Plan { device, targets, rules, seed, duration, limit, exact, protected })
+}
+
+/// The interface, if what is asked for can be had on it.
+fn device(spec: &NetSpec, rules: &[fault::Rule]) -> Result<Device, DeviceError> {
+    let device = spec.device.as_deref().map_or_else(Device::only, Device::find)?;
+    if !device.ethernet && rules.iter().any(fault::Rule::needs_detour) {
+        return Err(DeviceError::NoEthernet { name: device.name });
+    }
+    if device.loopback && rules.iter().any(|rule| rule.needs_detour() || rule.comes_in_again()) {
+        return Err(DeviceError::Loopback { name: device.name });
+    }
+    Ok(device)
 }
 
 /// 32 bits are enough to tell runs apart, and short enough to type again.

@@ -79,7 +79,7 @@ fn rows(fault: &Live, out: &mut impl Write) -> io::Result<()> {
             fault.id,
             fault.begun.owner.pid,
             state.as_str().unwrap_or_default(),
-            fault.begun.device,
+            fault.begun.device.as_deref().unwrap_or(session::NO_DEVICE),
             fault.begun.netns,
             rule.direction.name(),
             hook.map_or_else(|| "-".into(), |hook| hook.hook.to_string()),

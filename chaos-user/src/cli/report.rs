@@ -60,7 +60,7 @@ impl Reporter {
                 "prepared",
                 json!({
                     "pid": std::process::id(),
-                    "device": plan.device.name,
+                    "device": plan.device.as_ref().map(|device| &device.name),
                     "seed": plan.seed,
                     "hooks": hooks,
                     "rules": rules.collect::<Vec<_>>(),
@@ -69,7 +69,7 @@ impl Reporter {
             );
         }
         let mut out = io::stdout().lock();
-        writeln!(out, "fault {} on {}, seed {}", self.id, plan.device.name, plan.seed)?;
+        writeln!(out, "fault {} on {}, seed {}", self.id, plan.place(), plan.seed)?;
         for rule in &plan.rules {
             writeln!(out, "  {:<3}  {}", rule.direction.name(), rule.label)?;
         }

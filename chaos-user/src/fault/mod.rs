@@ -14,7 +14,7 @@ pub use tables::{Prefixes, Tables};
 
 use crate::{
     kernel::mechanism::Fault,
-    spec::{Impairments, PortRange},
+    spec::{Cut, Impairments, PortRange},
 };
 
 /// One row of the rule table.
@@ -38,8 +38,13 @@ impl Rule {
     /// What the table of mechanisms calls its faults.
     #[must_use]
     pub fn faults(&self) -> Vec<Fault> {
-        let Impairments { loss, duplicate, corrupt, reorder: _, rate, delay, ramps: _ } = &self.impairments;
+        let Impairments { cut, loss, duplicate, corrupt, reorder: _, rate, delay, ramps: _ } =
+            &self.impairments;
         let there = [
+            (Fault::Refuse, matches!(cut, Some(Cut::Refuse(_)))),
+            (Fault::Reset, *cut == Some(Cut::Reset)),
+            (Fault::Timeout, *cut == Some(Cut::Timeout)),
+            (Fault::Loss, matches!(cut, Some(Cut::Partition | Cut::Blackhole))),
             (Fault::Loss, loss.is_some()),
             (Fault::Duplicate, duplicate.is_some()),
             (Fault::Corrupt, corrupt.is_some()),
@@ -48,6 +53,12 @@ impl Rule {
         ];
         let aimed = (!self.matches.cgroups.is_empty()).then_some(Fault::Aim);
         there.into_iter().filter(|(_, there)| *there).map(|(fault, _)| fault).chain(aimed).collect()
+    }
+
+    /// Whether it resets connections, of which it must see a packet.
+    #[must_use]
+    pub fn resets(&self) -> bool {
+        self.impairments.cut == Some(Cut::Reset)
     }
 
     /// Whether its packets go a way of their own: to wait, or to have their checksums completed.

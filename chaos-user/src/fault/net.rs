@@ -10,7 +10,7 @@ use chaos_ebpf::{
 use ipnet::IpNet;
 
 use super::{CgroupId, Match, Rule};
-use crate::spec::{self, Exclusion, FaultSpec, Impairments, Loss, Selectors, Sides, show_rate};
+use crate::spec::{self, Cut, Exclusion, FaultSpec, Impairments, Loss, Selectors, Sides, show_rate};
 
 /// What of a fault had to be looked up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub fn rules(faults: &[(&FaultSpec, Found)]) -> Vec<Rule> {
             rules.push(Rule {
                 label: spec.to_string(),
                 direction: *direction,
-                matches: matches(&spec.selectors, spec.sides, *direction, found),
+                matches: matches(spec, *direction, found),
                 window: spec.window,
                 impairments: spec.impairments.clone(),
                 spares: Vec::new(),
@@ -78,16 +78,20 @@ fn left_alone((exclusion, addresses): (&Exclusion, &Vec<IpNet>)) -> Vec<(String,
 
 /// Source and destination as remote and local end. A conversation is described as it is sent, so what is
 /// received of it has its destination where the description has its source.
-fn matches(selectors: &Selectors, sides: Sides, direction: Direction, found: &Found) -> Match {
-    let Selectors { to, from, port, sport, proto, owners: _, peers: _, excluded: _ } = selectors.clone();
+fn matches(spec: &FaultSpec, direction: Direction, found: &Found) -> Match {
+    let Selectors { to, from, port, sport, mut proto, owners: _, peers: _, excluded: _ } =
+        spec.selectors.clone();
+    if proto.is_empty() && spec.impairments.cut.is_some_and(Cut::is_of_connections) {
+        proto.push(spec::Protocol::Tcp);
+    }
     let protocols = proto.into_iter().flat_map(spec::Protocol::numbers).collect();
     let cgroups = found.cgroups.clone();
-    let (mut remote, local, remote_ports, local_ports) = if direction == Direction::In && sides != Sides::Both
-    {
-        (from, to, sport, port)
-    } else {
-        (to, from, port, sport)
-    };
+    let (mut remote, local, remote_ports, local_ports) =
+        if direction == Direction::In && spec.sides != Sides::Both {
+            (from, to, sport, port)
+        } else {
+            (to, from, port, sport)
+        };
     // The command line lets only one of the two be given.
     remote.extend(&found.peers);
     Match { remote, local, remote_ports, local_ports, protocols, cgroups }
@@ -97,17 +101,27 @@ fn matches(selectors: &Selectors, sides: Sides, direction: Direction, found: &Fo
 /// `table` is where the distribution of delays lies, and how many entries it has.
 #[must_use]
 pub fn effects(impairments: &Impairments, elapsed: Duration, table: (u32, u32), seed: u64) -> abi::Rule {
-    let Impairments { loss, duplicate, corrupt, reorder, rate, delay, ramps: _ } = impairments.at(elapsed);
+    let Impairments { cut, loss, duplicate, corrupt, reorder, rate, delay, ramps: _ } =
+        impairments.at(elapsed);
     let mut rule = abi::Rule::NOTHING;
+    match cut {
+        None => {}
+        Some(Cut::Partition | Cut::Blackhole) => {
+            rule.effects |= effect::LOSS;
+            rule.loss.threshold = spec::Percent::ALL.threshold();
+        }
+        Some(Cut::Reset) => rule.effects |= effect::RESET,
+        Some(Cut::Timeout) => rule.effects |= effect::TIMEOUT,
+        Some(Cut::Refuse(errno)) => {
+            rule.effects |= effect::REFUSE;
+            rule.errno = (errno as i32).cast_unsigned();
+        }
+    }
     match loss {
         None => {}
         Some(Loss::Random(it)) => {
             rule.effects |= effect::LOSS;
             rule.loss = chance(it);
-        }
-        Some(Loss::All(_)) => {
-            rule.effects |= effect::LOSS;
-            rule.loss.threshold = spec::Percent::ALL.threshold();
         }
         Some(Loss::PerFlow(percent)) => {
             rule.effects |= effect::PER_FLOW;

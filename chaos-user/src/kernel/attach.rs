@@ -1,6 +1,10 @@
 //! Attaches the programs to an interface, by the first mechanism of the table that works.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::{
+    fs::File,
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+};
 
 use aya_obj::generated::{BPF_F_BEFORE, XDP_FLAGS_DRV_MODE, bpf_attach_type};
 use chaos_ebpf::abi::{Direction, program};
@@ -73,6 +77,33 @@ impl Attachment {
         Err(last.unwrap_or_else(nothing))
     }
 
+    /// Attaches the programs of `connect(2)` to a cgroup, for IPv4 and IPv6.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn to_cgroup(programs: &mut Programs, cgroup: &Path) -> Result<[Self; 2]> {
+        let folder =
+            File::open(cgroup).map_err(|source| Error::new("open", cgroup.display().to_string(), source))?;
+        let [v4, v6] = program::CONNECT;
+        let mut attach = |name, hook| {
+            let program = programs.connect(name)?.as_fd();
+            let link = sys::link(program, Target::File(folder.as_fd()), hook, 0)?;
+            let info = sys::link_info(link.as_fd())?;
+            Ok(Self {
+                direction: Direction::Connect,
+                mechanism: Mechanism::CgroupConnect,
+                why: "the only choice, and it works here".into(),
+                program: info.program,
+                hold: Hold::Link(link, info.id),
+            })
+        };
+        Ok([
+            attach(v4, bpf_attach_type::BPF_CGROUP_INET4_CONNECT)?,
+            attach(v6, bpf_attach_type::BPF_CGROUP_INET6_CONNECT)?,
+        ])
+    }
+
     /// The link's number, if a link holds it.
     #[must_use]
     pub fn link(&self) -> Option<u32> {
@@ -82,7 +113,7 @@ impl Attachment {
         }
     }
 
-    /// Whether it is still there: it goes with its interface.
+    /// Whether it is still there: it goes with its interface, or its cgroup.
     ///
     /// # Errors
     ///
@@ -115,7 +146,7 @@ fn hold(
         Mechanism::Tcx => {
             let attach = match direction {
                 Direction::In => bpf_attach_type::BPF_TCX_INGRESS,
-                Direction::Out => bpf_attach_type::BPF_TCX_EGRESS,
+                Direction::Out | Direction::Connect => bpf_attach_type::BPF_TCX_EGRESS,
             };
             // Before all that are there: one of those may end the chain (TC_ACT_OK), or redirect.
             let program = programs.tc(direction)?.as_fd();
@@ -143,7 +174,7 @@ fn filtered(
 ) -> Result<(u32, Hold)> {
     let name = match direction {
         Direction::In => program::TC_IN,
-        Direction::Out => program::TC_OUT,
+        Direction::Out | Direction::Connect => program::TC_OUT,
     };
     let program = programs.tc(direction)?.as_fd();
     let id = sys::program_info(program)?.id;

@@ -6,7 +6,7 @@ use aya::{
     Pod,
     maps::{Array, Map, MapData, PerCpuArray},
 };
-use chaos_ebpf::abi::{Control, Count, DIRECTIONS, HookState, RuleState, map};
+use chaos_ebpf::abi::{Control, Count, HOOKS, HookState, RuleState, map};
 
 use super::{Error, Result};
 
@@ -55,7 +55,7 @@ pub struct Counters {
     /// By rule number.
     pub rules: Vec<RuleCount>,
     /// Packets seen while armed, by [`Direction`](chaos_ebpf::abi::Direction).
-    pub seen: [Count; DIRECTIONS],
+    pub seen: [Count; HOOKS],
     /// Packets among them whose headers could not be made out.
     pub unparsed: u64,
     /// Packets that rules would have hit, and that are protected.

@@ -179,6 +179,12 @@ pub enum Fault {
     Duplicate,
     /// Packets have wrong bits.
     Corrupt,
+    /// TCP connections are reset.
+    Reset,
+    /// TCP connections go silent once they stand.
+    Timeout,
+    /// Connections are refused.
+    Refuse,
     /// Any of these, for the sockets of a cgroup alone.
     Aim,
 }
@@ -193,6 +199,9 @@ impl Fault {
             Self::Rate => "rate",
             Self::Duplicate => "duplicate",
             Self::Corrupt => "corrupt",
+            Self::Reset => "reset",
+            Self::Timeout => "timeout",
+            Self::Refuse => "refuse",
             Self::Aim => "cgroup",
         }
     }
@@ -239,6 +248,16 @@ pub const WAYS: &[Way] = &[
     way(Fault::Corrupt, Direction::In,  M::Clsact,   &[M::Btf]),
     way(Fault::Corrupt, Direction::Out, M::Tcx,      &[M::Btf]),
     way(Fault::Corrupt, Direction::Out, M::Clsact,   &[M::Btf]),
+    way(Fault::Reset, Direction::In,  M::Tcx,        &[M::Btf]),
+    way(Fault::Reset, Direction::In,  M::Clsact,     &[M::Btf]),
+    way(Fault::Reset, Direction::Out, M::Tcx,        &[M::Btf]),
+    way(Fault::Reset, Direction::Out, M::Clsact,     &[M::Btf]),
+    way(Fault::Timeout, Direction::In,  M::Tcx,      &[M::Btf]),
+    way(Fault::Timeout, Direction::In,  M::Clsact,   &[M::Btf]),
+    way(Fault::Timeout, Direction::Out, M::Tcx,      &[M::Btf]),
+    way(Fault::Timeout, Direction::Out, M::Clsact,   &[M::Btf]),
+    way(Fault::Refuse, Direction::Connect, M::CgroupConnect, &[M::Btf, M::CgroupV2]),
+    way(Fault::Aim, Direction::Connect, M::CgroupConnect,    &[M::Btf, M::CgroupV2]),
     way(Fault::Aim, Direction::In,  M::Tcx,          &[M::Btf, M::CgroupV2]),
     way(Fault::Aim, Direction::In,  M::Clsact,       &[M::Btf, M::CgroupV2]),
     way(Fault::Aim, Direction::Out, M::Tcx,          &[M::Btf, M::CgroupV2]),

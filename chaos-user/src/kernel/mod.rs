@@ -13,6 +13,7 @@ pub mod mechanism;
 pub mod netlink;
 pub mod object;
 pub mod probe;
+pub mod prod;
 pub mod programs;
 pub mod sys;
 

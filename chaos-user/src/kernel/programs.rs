@@ -5,13 +5,13 @@ use std::{io, os::fd::AsFd};
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{Array, HashMap, LpmTrie, Map, PerCpuArray, PerCpuValues, lpm_trie::Key},
-    programs::{Program, ProgramError, ProgramFd, SchedClassifier, Xdp},
+    programs::{CgroupSockAddr, Program, ProgramError, ProgramFd, SchedClassifier, Xdp},
     util::nr_cpus,
 };
 use chaos_ebpf::{
     abi::{
-        self, CgroupOffsets, Control, DIRECTIONS, Direction, HookState, RuleState, Session, Setup, map,
-        program,
+        self, CgroupOffsets, Control, DIRECTIONS, Direction, HookState, RuleState, Session, Setup, effect,
+        map, program,
     },
     classify::End,
     decide::random_start,
@@ -209,9 +209,22 @@ impl Programs {
     pub fn tc(&mut self, direction: Direction) -> Result<&ProgramFd> {
         let name = match direction {
             Direction::In => program::TC_IN,
-            Direction::Out => program::TC_OUT,
+            Direction::Out | Direction::Connect => program::TC_OUT,
         };
         self.classifier(name)
+    }
+
+    /// Loads one of the programs of `connect(2)` and returns its fd.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, with the end of the verifier's log.
+    pub fn connect(&mut self, name: &'static str) -> Result<&ProgramFd> {
+        let connect: &mut CgroupSockAddr = self.program(name)?;
+        if connect.fd().is_err() {
+            connect.load().map_err(|error| refused(name, error))?;
+        }
+        connect.fd().map_err(|error| refused(name, error))
     }
 
     /// Loads a tc program and returns its fd.
@@ -286,6 +299,7 @@ fn sizes(tables: &Tables) -> Vec<(&'static str, u32)> {
     let mut sizes = vec![
         (map::DEVIATIONS, tables.deviations.entries.len() as u32),
         (map::CGROUPS, tables.cgroups.len() as u32),
+        (map::HANDSHAKES, if tables.setup.effects & effect::TIMEOUT == 0 { 1 } else { 1 << 16 }),
     ];
     for (end, any, name) in [
         (End::Remote, tables.setup.any_remote_port, map::REMOTE_PORT),

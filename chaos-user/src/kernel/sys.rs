@@ -63,7 +63,7 @@ pub struct LinkInfo {
     pub id: u32,
     /// The number of the program behind it.
     pub program: u32,
-    /// For XDP and tcx: the interface, 0 once it is gone.
+    /// For XDP and tcx the interface, for a cgroup's a part of its number; 0 once it is gone.
     pub ifindex: u32,
 }
 
@@ -304,7 +304,8 @@ fn info<T>(fd: BorrowedFd<'_>) -> Result<T> {
 /// The kernel's.
 pub fn link_info(link: BorrowedFd<'_>) -> Result<LinkInfo> {
     let info: bpf_link_info = info(link)?;
-    // SAFETY: XDP and tcx links both keep the ifindex first in the union; for others it is some other integer.
+    // SAFETY: XDP and tcx links both keep the ifindex first in the union, and those of cgroups the cgroup's number; for
+    // others it is some other integer.
     let ifindex = unsafe { info.__bindgen_anon_1.xdp.ifindex };
     Ok(LinkInfo { id: info.id, program: info.prog_id, ifindex })
 }

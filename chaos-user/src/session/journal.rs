@@ -97,9 +97,9 @@ pub struct Begun {
     /// The owner.
     #[serde(flatten)]
     pub owner: Process,
-    /// The interface's name.
-    pub device: String,
-    /// Its number.
+    /// The interface's name, if it acts on one.
+    pub device: Option<String>,
+    /// Its number, or 0.
     pub ifindex: u32,
     /// The network namespace it lies in, by inode number.
     pub netns: u64,

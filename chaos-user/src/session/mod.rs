@@ -40,6 +40,7 @@ use crate::{
         detour::{Detour, Queue},
         mechanism::Mechanism,
         probe,
+        prod::Prod,
         programs::{Environment, Programs},
     },
     target::{self, Cgroup, Device, Protected},
@@ -51,8 +52,8 @@ use report::report;
 /// What is going to be done; nothing in it needs to be looked up or checked again.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// The interface.
-    pub device: Device,
+    /// The interface; none where no packets are hit.
+    pub device: Option<Device>,
     /// Whose packets; without any, everybody's.
     pub targets: Vec<Cgroup>,
     /// The rules, at most [`MAX_RULES`](chaos_ebpf::abi::MAX_RULES).
@@ -68,6 +69,24 @@ pub struct Plan {
     /// What is left alone whatever the rules say.
     pub protected: Protected,
 }
+
+impl Plan {
+    /// The targets whose connections are refused.
+    fn refused(&self) -> impl Iterator<Item = &Cgroup> {
+        let connects = self.rules.iter().filter(|rule| rule.direction == Direction::Connect);
+        let ids: Vec<u64> = connects.flat_map(|rule| &rule.matches.cgroups).map(|cgroup| cgroup.id).collect();
+        self.targets.iter().filter(move |cgroup| ids.contains(&cgroup.id))
+    }
+
+    /// Where it acts, for people.
+    #[must_use]
+    pub fn place(&self) -> &str {
+        self.device.as_ref().map_or(NO_DEVICE, |device| &device.name)
+    }
+}
+
+/// What stands where an interface's name would.
+pub const NO_DEVICE: &str = "-";
 
 /// A fault that could not be prepared, or whose owner lost hold of it.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +106,9 @@ pub enum SessionError {
     /// What had been attached could not be removed again.
     #[error(transparent)]
     Dirty(#[from] Dirty),
+    /// The connections that are to be reset could not be looked up.
+    #[error("look up open connections: {0}")]
+    Flows(#[from] PreviewError),
     /// Something of `/proc` could not be read.
     #[error("{call}: {source}")]
     Proc {
@@ -111,6 +133,7 @@ pub struct Prepared {
     programs: Programs,
     attachments: Vec<Attachment>,
     detours: Vec<Detour>,
+    prod: Option<Prod>,
     journal: Journal,
 }
 
@@ -120,6 +143,7 @@ struct Loaded {
     programs: Programs,
     attachments: Vec<Attachment>,
     detours: Vec<Detour>,
+    prod: Option<Prod>,
 }
 
 impl Prepared {
@@ -133,16 +157,16 @@ impl Prepared {
         let owner = Process::current().map_err(proc("read /proc/self/stat"))?;
         let begun = Begun {
             owner,
-            device: plan.device.name.clone(),
-            ifindex: plan.device.ifindex,
+            device: plan.device.as_ref().map(|device| device.name.clone()),
+            ifindex: plan.device.as_ref().map_or(0, |device| device.ifindex),
             netns: target::current_netns().map_err(proc("stat /proc/thread-self/ns/net"))?,
             rules: plan.rules.iter().map(rule_record).collect(),
             seed: plan.seed,
         };
         let mut journal = Journal::begin(begun)?;
         match Self::attach(&plan, &mut journal) {
-            Ok(Loaded { tables, programs, attachments, detours }) => {
-                let mut prepared = Self { plan, tables, programs, attachments, detours, journal };
+            Ok(Loaded { tables, programs, attachments, detours, prod }) => {
+                let mut prepared = Self { plan, tables, programs, attachments, detours, prod, journal };
                 match prepared.record() {
                     Ok(()) => Ok(prepared),
                     Err(error) => Err(prepared.given_up(error)),
@@ -172,13 +196,14 @@ impl Prepared {
             }
         }
         let (protect, session) = plan.protected.given();
+        let ifindex = plan.device.as_ref().map_or(0, |device| device.ifindex);
         let environment = Environment {
             protect,
             session,
             owner_tgid: probe::own_tgid(),
-            ethernet: plan.device.ethernet,
-            ifindex: plan.device.ifindex,
-            place: place(journal.netns(), plan.device.ifindex),
+            ethernet: plan.device.as_ref().is_some_and(|device| device.ethernet),
+            ifindex,
+            place: place(journal.netns(), ifindex),
             near,
             far,
             generation: clock::exact(),
@@ -188,16 +213,22 @@ impl Prepared {
             detour.attach(&mut programs, *direction)?;
         }
         let mut attachments = Vec::new();
-        for direction in directions {
-            let rules = plan.rules.iter().filter(|rule| rule.direction == direction);
-            let faults: Vec<_> = rules.flat_map(Rule::faults).collect();
-            attachments.push(Attachment::new(&mut programs, &plan.device, &faults, direction, journal)?);
+        if let Some(device) = &plan.device {
+            for direction in directions {
+                let rules = plan.rules.iter().filter(|rule| rule.direction == direction);
+                let faults: Vec<_> = rules.flat_map(Rule::faults).collect();
+                attachments.push(Attachment::new(&mut programs, device, &faults, direction, journal)?);
+            }
+            if plan.exact {
+                change::features_off(device.ifindex, journal)?;
+            }
         }
-        if plan.exact {
-            change::features_off(plan.device.ifindex, journal)?;
+        for cgroup in plan.refused() {
+            attachments.extend(Attachment::to_cgroup(&mut programs, &cgroup.path)?);
         }
         let detours = detours.into_iter().map(|(_, detour)| detour).collect();
-        Ok(Loaded { tables, programs, attachments, detours })
+        let prod = plan.rules.iter().any(Rule::resets).then(Prod::open).transpose()?;
+        Ok(Loaded { tables, programs, attachments, detours, prod })
     }
 
     fn record(&mut self) -> Result<(), SessionError> {
@@ -231,7 +262,7 @@ impl Prepared {
     /// Whether links alone hold it, for which the owner need not be where the interface is.
     #[must_use]
     pub fn holds_itself(&self) -> bool {
-        self.journal.changes().is_empty() && self.detours.is_empty()
+        self.journal.changes().is_empty() && self.detours.is_empty() && self.prod.is_none()
     }
 
     /// Arms: from here on packets are hit.
@@ -264,7 +295,7 @@ impl Prepared {
     ///
     /// [`Dirty`] if something is still there, or that cannot be established.
     pub fn end(self) -> Result<RunReport, Dirty> {
-        let Self { plan, tables: _, programs, attachments, detours, journal } = self;
+        let Self { plan, tables: _, programs, attachments, detours, prod: _, journal } = self;
         let hooks: Vec<_> = attachments.iter().map(hook_record).collect();
         // What waits still comes, by the way back and past the programs, which are disarmed.
         let queues: kernel::Result<Vec<_>> = detours.iter().map(|detour| detour.drain(DRAIN)).collect();
@@ -370,6 +401,15 @@ impl Armed {
         let Prepared { plan, tables, programs, .. } = &mut self.prepared;
         tables.ramp(&plan.rules, elapsed, plan.seed);
         programs.set_rules(&tables.rules)
+    }
+
+    /// Has connections that are silent say something, so that they can be reset.
+    fn prod(&self) -> Result<(), SessionError> {
+        let Prepared { plan, prod: Some(prod), .. } = &self.prepared else { return Ok(()) };
+        for flow in plan.open_to_reset()? {
+            prod.provoke(flow.local, flow.remote)?;
+        }
+        Ok(())
     }
 
     /// What has been counted so far.

@@ -18,8 +18,8 @@ use crate::{
 /// What would be hit, by what, and what would have to be undone.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Preview {
-    /// The interface.
-    pub device: String,
+    /// The interface, if packets would be hit.
+    pub device: Option<String>,
     /// Its network namespace, by its inode number.
     pub netns: u64,
     /// The rules, in order.
@@ -114,18 +114,14 @@ impl Plan {
     /// [`PreviewError`].
     pub fn preview(&self) -> Result<Preview, PreviewError> {
         let mut targets = Vec::new();
-        let mut processes = Vec::new();
         for cgroup in &self.targets {
-            let found = cgroup.processes()?;
-            let cgroup = cgroup.path.display().to_string();
-            targets.push(PreviewTarget { cgroup, processes: target::names(&found) });
-            processes.extend(found);
+            let processes = target::names(&cgroup.processes()?);
+            targets.push(PreviewTarget { cgroup: cgroup.path.display().to_string(), processes });
         }
-        let of = (!self.targets.is_empty()).then_some(&processes[..]);
-        let flows = target::flows(of)?.into_iter().filter_map(|flow| self.hits(flow)).collect();
+        let flows = self.flows()?.into_iter().filter_map(|flow| self.hits(flow)).collect();
         let hooks = self.would_attach();
         Ok(Preview {
-            device: self.device.name.clone(),
+            device: self.device.as_ref().map(|device| device.name.clone()),
             netns: target::current_netns()?,
             rules: self.rules.iter().map(rule).collect(),
             targets,
@@ -136,11 +132,36 @@ impl Plan {
         })
     }
 
+    /// The connections now open of those that are aimed at.
+    fn flows(&self) -> Result<Vec<Flow>, PreviewError> {
+        let mut processes = Vec::new();
+        for cgroup in &self.targets {
+            processes.extend(cgroup.processes()?);
+        }
+        Ok(target::flows((!self.targets.is_empty()).then_some(&processes[..]))?)
+    }
+
+    /// The TCP connections now open that a rule resets.
+    ///
+    /// # Errors
+    ///
+    /// [`PreviewError`].
+    pub(super) fn open_to_reset(&self) -> Result<Vec<Flow>, PreviewError> {
+        let is_reset = |flow: &Flow| {
+            let resets = |number: &usize| self.rules[*number].resets();
+            let hit = self.hits(flow.clone()).filter(|hit| !hit.spared);
+            flow.remote.port() != 0 && hit.is_some_and(|hit| hit.rules.iter().any(resets))
+        };
+        Ok(self.flows()?.into_iter().filter(is_reset).collect())
+    }
+
     /// The connection with the rules that match it, if any does.
     fn hits(&self, flow: Flow) -> Option<PreviewFlow> {
         let Flow { protocol, local, remote, .. } = flow;
-        let matching =
-            self.rules.iter().enumerate().filter(|(_, rule)| rule.matches.takes(protocol, local, remote));
+        // What is refused is not open yet.
+        let matching = self.rules.iter().enumerate().filter(|(_, rule)| {
+            rule.direction != Direction::Connect && rule.matches.takes(protocol, local, remote)
+        });
         let (sparing, rules): (Vec<_>, Vec<_>) = matching.partition(|(_, rule)| !rule.spares.is_empty());
         let rules: Vec<usize> = rules.into_iter().map(|(number, _)| number).collect();
         let is_spared = |number: &usize| sparing.iter().any(|(_, rule)| rule.spares.contains(number));
@@ -152,7 +173,7 @@ impl Plan {
     fn would_attach(&self) -> Vec<PreviewHook> {
         let kernel = probe::run();
         let mut hooks = Vec::new();
-        for direction in [Direction::In, Direction::Out] {
+        for direction in [Direction::In, Direction::Out, Direction::Connect] {
             let rules: Vec<&Rule> = self.rules.iter().filter(|rule| rule.direction == direction).collect();
             let faults: Vec<Fault> = rules.iter().flat_map(|rule| rule.faults()).collect();
             if faults.is_empty() {
@@ -175,13 +196,14 @@ impl Plan {
     }
 
     fn would_change(&self, hooks: &[PreviewHook]) -> kernel::Result<Vec<String>> {
-        let name = &self.device.name;
+        let Some(device) = &self.device else { return Ok(Vec::new()) };
+        let name = &device.name;
         let mut changes = Vec::new();
         for hook in hooks.iter().filter(|hook| hook.mechanisms.first() == Some(&Mechanism::Clsact)) {
             changes.push(format!("a filter on clsact of {name}, {}", hook.direction.name()));
         }
         if self.exact {
-            let features = ethtool::Ethtool::open(self.device.ifindex)?.features(ethtool::SEGMENTATION)?;
+            let features = ethtool::Ethtool::open(device.ifindex)?.features(ethtool::SEGMENTATION)?;
             let on: Vec<_> = features.into_iter().filter(|(_, on)| *on).map(|(name, _)| name).collect();
             changes.push(match &on[..] {
                 [] => format!("nothing of the offloads of {name}, which are off"),
@@ -203,6 +225,7 @@ const SHOWN: usize = 20;
 impl fmt::Display for Preview {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { device, netns, rules, hooks, targets, flows, protected, journalled } = self;
+        let device = device.as_deref().unwrap_or("no interface");
         writeln!(f, "plan, nothing is touched: {device} in network namespace {netns}")?;
         for (number, rule) in rules.iter().enumerate() {
             writeln!(f, "  rule {number}: {:<3}  {}", rule.direction.name(), rule.fault)?;

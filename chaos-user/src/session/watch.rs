@@ -118,6 +118,7 @@ pub fn watch(
 ) -> Result<Ending, SessionError> {
     let proc = |source| SessionError::Proc { call: "poll(signalfd)", source };
     let mut renewal = Instant::now() + RENEWAL;
+    armed.prod()?;
     loop {
         let until_renewal = renewal.saturating_duration_since(Instant::now());
         let look = if armed.is_ramped() { STEP } else { LOOK };
@@ -136,6 +137,7 @@ pub fn watch(
             if let Err(lapsed) = armed.lease.renew(&mut armed.prepared.programs)? {
                 return Ok(Ending::Lapsed(lapsed));
             }
+            armed.prod()?;
             let report = armed.counts()?;
             if observer.progress(armed, &report).is_err() {
                 return Ok(Ending::Unheard);

@@ -10,7 +10,16 @@ use std::{
 
 use chaos_ebpf::abi::MAX_BITS;
 
-use super::{Invalid, Percent, parse_count, ramp::Ramp, ramp::Ramped, units};
+use nix::errno::Errno;
+
+use super::{
+    Cut, Invalid, Percent,
+    cut::{CUTS, errno},
+    parse_count,
+    ramp::Ramp,
+    ramp::Ramped,
+    units,
+};
 
 /// Longest delay, jitter included: fq's clock is asked for little more.
 pub(super) const LONGEST: Duration = Duration::from_secs(60);
@@ -18,6 +27,8 @@ pub(super) const LONGEST: Duration = Duration::from_secs(60);
 /// All that is done to one packet, in this order.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Impairments {
+    /// Its connection is cut.
+    pub cut: Option<Cut>,
     /// It is lost.
     pub loss: Option<Loss>,
     /// It comes twice.
@@ -52,28 +63,6 @@ pub enum Loss {
     PerFlow(Percent),
     /// Gilbert-Elliott: p, r, 1-h, 1-k.
     Bursts([Percent; 4]),
-    /// Everything.
-    All(Cut),
-}
-
-/// A connection that is cut: all is lost, both ways if nothing else is said.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cut {
-    /// From some peers.
-    Partition,
-    /// From whatever is not excluded.
-    Blackhole,
-}
-
-impl Cut {
-    /// As it is written.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Partition => "partition",
-            Self::Blackhole => "blackhole",
-        }
-    }
 }
 
 /// Corruption.
@@ -142,7 +131,8 @@ pub struct Rate {
 }
 
 /// What a word begins.
-const FAULTS: &str = "loss, delay, rate, reorder, duplicate, corrupt, partition, blackhole";
+const FAULTS: &str =
+    "loss, delay, rate, reorder, duplicate, corrupt, partition, blackhole, refuse, reset, timeout";
 
 /// The words of one fault after the other.
 struct Words<'a> {
@@ -210,7 +200,8 @@ fn is_name(word: &str) -> bool {
     const NAMES: [&str; 10] =
         ["loss", "delay", "rate", "reorder", "duplicate", "corrupt", "gap", "distribution", "bits", "offset"];
     NAMES.contains(&word)
-        || ["partition", "blackhole", "burst", "limit", "overhead", "random", "gemodel"].contains(&word)
+        || CUTS.contains(&word)
+        || ["burst", "limit", "overhead", "random", "gemodel"].contains(&word)
 }
 
 impl Impairments {
@@ -233,8 +224,11 @@ impl Impairments {
                 "corrupt" => all.corrupt.replace(corrupt(&mut words, &mut all.ramps)?).is_some(),
                 "reorder" => all.reorder.replace(reorder(&mut words, &mut all.ramps)?).is_some(),
                 "rate" => all.rate.replace(rate(&mut words, &mut all.ramps)?).is_some(),
-                "partition" => all.loss.replace(Loss::All(Cut::Partition)).is_some(),
-                "blackhole" => all.loss.replace(Loss::All(Cut::Blackhole)).is_some(),
+                "partition" => all.cut.replace(Cut::Partition).is_some(),
+                "blackhole" => all.cut.replace(Cut::Blackhole).is_some(),
+                "reset" => all.cut.replace(Cut::Reset).is_some(),
+                "timeout" => all.cut.replace(Cut::Timeout).is_some(),
+                "refuse" => all.cut.replace(refuse(&mut words)?).is_some(),
                 "delay" => all.delay.replace(delay(&mut words, &mut all.ramps)?).is_some(),
                 word => return Err(Invalid::new(format!("'{word}' is no fault; there are {FAULTS}"))),
             };
@@ -259,8 +253,8 @@ impl Impairments {
         if self.reorder.is_some() && self.delay.is_none() {
             return Err(Invalid::new("reorder needs delay: what does not wait overtakes what does"));
         }
-        if let Some(cut) = self.cut()
-            && *self != (Self { loss: self.loss, ..Self::default() })
+        if let Some(cut) = self.cut
+            && *self != (Self { cut: self.cut, ..Self::default() })
         {
             let name = cut.name();
             return Err(Invalid::new(format!(
@@ -268,15 +262,6 @@ impl Impairments {
             )));
         }
         Ok(())
-    }
-
-    /// Whether and how connections are cut.
-    #[must_use]
-    pub fn cut(&self) -> Option<Cut> {
-        match self.loss {
-            Some(Loss::All(cut)) => Some(cut),
-            _ => None,
-        }
     }
 
     /// Whether a packet may have to wait.
@@ -310,7 +295,10 @@ impl Impairments {
     /// The chance of a packet to be hit, if there is a single one.
     #[must_use]
     pub fn chance(&self) -> Option<f64> {
-        let Self { loss, duplicate, corrupt, reorder: _, rate: _, delay: _, ramps } = self;
+        let Self { cut, loss, duplicate, corrupt, reorder: _, rate: _, delay: _, ramps } = self;
+        if cut.is_some() {
+            return Some(1.0);
+        }
         let all =
             [loss.map(Loss::chance), duplicate.map(Chance::fraction), corrupt.map(|it| it.chance.fraction())];
         let mut chances = all.into_iter().flatten();
@@ -335,7 +323,6 @@ impl Loss {
                 let [p, r, bad, good] = model.map(Percent::fraction);
                 if p + r == 0.0 { good } else { (p * bad + r * good) / (p + r) }
             }
-            Self::All(_) => 1.0,
         }
     }
 }
@@ -358,6 +345,11 @@ fn loss(words: &mut Words<'_>, ramps: &mut Vec<Ramp>) -> Result<Loss, Invalid> {
     }
     let _ = words.rest.next_if(|word| *word == "random");
     Ok(Loss::Random(words.chance(ramps)?))
+}
+
+fn refuse(words: &mut Words<'_>) -> Result<Cut, Invalid> {
+    let Some(text) = words.value() else { return Ok(Cut::Refuse(Errno::ECONNREFUSED)) };
+    words.read(text, "ERRNO", errno).map(Cut::Refuse)
 }
 
 fn corrupt(words: &mut Words<'_>, ramps: &mut Vec<Ramp>) -> Result<Corrupt, Invalid> {
@@ -490,17 +482,17 @@ fn read_table(path: &Path) -> Result<Vec<i16>, Invalid> {
 
 impl fmt::Display for Impairments {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { loss, duplicate, corrupt, reorder, rate, delay, ramps } = self;
+        let Self { cut, loss, duplicate, corrupt, reorder, rate, delay, ramps } = self;
         let mut parts: Vec<String> = Vec::new();
         let first = |fault: &str, value: String| {
             let ramp = ramps.iter().find(|ramp| ramp.is_of(fault));
             ramp.map_or(format!("{fault} {value}"), |ramp| format!("{fault} {ramp}"))
         };
         let chance = |fault: &str, chance: &Chance| first(fault, chance.percent.to_string()) + &chance.tail();
+        parts.extend(cut.map(|cut| cut.to_string()));
         match loss {
             Some(Loss::Random(it)) => parts.push(chance("loss", it)),
             Some(Loss::PerFlow(percent)) => parts.push(first("loss", percent.to_string()) + " --per flow"),
-            Some(Loss::All(cut)) => parts.push(cut.name().to_owned()),
             Some(Loss::Bursts([p, r, bad, good])) => parts.push(format!("loss gemodel {p} {r} {bad} {good}")),
             None => {}
         }
@@ -581,6 +573,10 @@ mod tests {
             "rate 10mbit burst 16384 overhead 24 limit 50",
             "delay 20ms 5ms 25% distribution normal",
             "loss 1% reorder 25% 50% gap 5 rate 1mbit delay 10ms",
+            "blackhole",
+            "reset",
+            "refuse ECONNREFUSED",
+            "refuse EHOSTUNREACH",
         ] {
             assert_eq!(parse(text).map(|it| it.to_string()), Ok(text.to_string()));
         }
@@ -588,6 +584,13 @@ mod tests {
             parse("loss random 5% delay 10us").map(|it| it.to_string()),
             Ok("loss 5% delay 10us".into())
         );
+        assert_eq!(parse("refuse").map(|it| it.to_string()), Ok("refuse ECONNREFUSED".into()));
+        assert_eq!(parse("refuse 110").map(|it| it.to_string()), Ok("refuse ETIMEDOUT".into()));
+        for text in
+            ["refuse ENOTHING", "refuse 0", "refuse 4096", "refuse 41", "reset reset", "reset loss 1%"]
+        {
+            assert!(parse(text).is_err(), "{text}");
+        }
         assert_eq!(parse("rate 1mbit 24").map(|it| it.to_string()), Ok("rate 1mbit overhead 24".into()));
         assert_eq!(
             parse("loss gemodel 5%").map(|it| it.to_string()),

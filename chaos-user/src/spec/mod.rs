@@ -1,6 +1,7 @@
 //! What the user wrote, as values that cannot be invalid. Every message says what would be right; the caller
 //! names the option.
 
+mod cut;
 mod impair;
 mod net;
 mod owner;
@@ -10,7 +11,8 @@ mod ramp;
 mod select;
 mod units;
 
-pub use impair::{Chance, Corrupt, Cut, Delay, Distribution, Impairments, Loss, Rate, Reorder};
+pub use cut::Cut;
+pub use impair::{Chance, Corrupt, Delay, Distribution, Impairments, Loss, Rate, Reorder};
 pub use net::{FaultSpec, NetSpec, Sides};
 pub use owner::Owner;
 pub use peer::{Exclusion, Peer};

@@ -7,7 +7,8 @@ use chaos_ebpf::abi::{Direction, Window};
 use super::{Impairments, Selectors};
 use crate::target::Netns;
 
-/// Which packets of an interface: those it receives, those it sends, or the conversation of both.
+/// Which packets of an interface: those it receives, those it sends, or the conversation of both; or none, but what comes
+/// before these.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Sides {
     /// Received.
@@ -17,6 +18,8 @@ pub enum Sides {
     Out,
     /// Sent, and what comes back.
     Both,
+    /// Asked for, by `connect(2)`.
+    Connect,
 }
 
 impl Sides {
@@ -27,6 +30,7 @@ impl Sides {
             Self::In => &[Direction::In],
             Self::Out => &[Direction::Out],
             Self::Both => &[Direction::In, Direction::Out],
+            Self::Connect => &[Direction::Connect],
         }
     }
 }
@@ -59,6 +63,14 @@ impl fmt::Display for FaultSpec {
             write!(f, " --every {}", window.every)?;
         }
         Ok(())
+    }
+}
+
+impl NetSpec {
+    /// Whether any fault acts on packets, for which there must be an interface.
+    #[must_use]
+    pub fn acts_on_packets(&self) -> bool {
+        self.faults.iter().any(|fault| fault.sides != Sides::Connect)
     }
 }
 

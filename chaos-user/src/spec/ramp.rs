@@ -97,7 +97,7 @@ impl Ramp {
             Value::Loss(_) => match &mut faults.loss {
                 Some(Loss::Random(chance)) => chance.percent = percent,
                 Some(Loss::PerFlow(chance)) => *chance = percent,
-                Some(Loss::Bursts(_) | Loss::All(_)) | None => {}
+                Some(Loss::Bursts(_)) | None => {}
             },
             Value::Duplicate(_) => faults.duplicate.iter_mut().for_each(|it| it.percent = percent),
             Value::Corrupt(_) => faults.corrupt.iter_mut().for_each(|it| it.chance.percent = percent),

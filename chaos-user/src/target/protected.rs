@@ -18,15 +18,18 @@ const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 pub struct Protected {
     /// The cloud's instance metadata, `169.254.169.254`.
     pub metadata: bool,
+    /// Connections to the host itself, where these are refused: an interface's packets are those of `lo` only if that was
+    /// asked for.
+    pub loopback: bool,
     /// The SSH connection by which the caller is here.
     pub session: Option<SshSession>,
 }
 
 impl Protected {
-    /// All that there is to protect here.
+    /// All that there is to protect here, from faults that refuse connections or not.
     #[must_use]
-    pub fn all() -> Self {
-        Self { metadata: true, session: ssh_session() }
+    pub fn all(loopback: bool) -> Self {
+        Self { metadata: true, loopback, session: ssh_session() }
     }
 
     /// Whether a connection is one of these.
@@ -44,8 +47,9 @@ impl Protected {
     /// For the programs: [`protect`] bits, and the session.
     pub(crate) fn given(&self) -> (u32, abi::Session) {
         let metadata = if self.metadata { protect::METADATA } else { 0 };
+        let loopback = if self.loopback { protect::LOOPBACK } else { 0 };
         let Some(SshSession { client, client_port, port }) = self.session else {
-            return (metadata, abi::Session::default());
+            return (metadata | loopback, abi::Session::default());
         };
         let mut octets = [0; 16];
         match client {
@@ -58,7 +62,7 @@ impl Protected {
         }
         let session =
             abi::Session { remote, remote_port: client_port, local_port: port, v6: client.is_ipv6().into() };
-        (metadata | protect::SESSION, session)
+        (metadata | loopback | protect::SESSION, session)
     }
 }
 
@@ -69,7 +73,8 @@ impl fmt::Display for Protected {
             format!("the SSH session from {client} port {client_port} to port {port}")
         });
         let metadata = self.metadata.then(|| METADATA.to_string());
-        f.write_str(&session.into_iter().chain(metadata).collect::<Vec<_>>().join(" and "))
+        let loopback = self.loopback.then(|| "connections to loopback".to_owned());
+        f.write_str(&session.into_iter().chain(metadata).chain(loopback).collect::<Vec<_>>().join(" and "))
     }
 }
 

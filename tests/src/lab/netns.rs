@@ -2,10 +2,14 @@
 
 use std::{
     fs::File,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd},
+        unix::process::CommandExt,
+    },
     panic,
     path::PathBuf,
-    process, thread,
+    process::{self, Command},
+    thread,
 };
 
 use chaos_user::kernel::netlink::Netlink;
@@ -58,6 +62,17 @@ impl Netns {
             action()
         };
         thread::scope(|scope| joined(scope.spawn(enter_and_run).join()))
+    }
+
+    /// Has a process be started in it.
+    pub fn home_of(&self, command: &mut Command) {
+        let path = self.path();
+        let enter = move || {
+            let netns = File::open(&path)?;
+            Ok(setns(netns, CloneFlags::CLONE_NEWNET)?)
+        };
+        // SAFETY: between fork and exec this opens a file and makes one more system call.
+        unsafe { command.pre_exec(enter) };
     }
 
     /// An rtnetlink connection to it.

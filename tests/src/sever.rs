@@ -1,0 +1,320 @@
+//! Connections that are refused, reset or go silent, for one service; whoever else talks to the same peer goes on.
+
+use std::{
+    io::{self, ErrorKind},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    os::fd::OwnedFd,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use nix::sys::signal::Signal;
+
+use crate::{
+    cgroup::Cgroup,
+    ensure,
+    error::{Context, Result},
+    faultline::{Exit, Faultline},
+    harness::{Need, Test},
+    inventory::Inventory,
+    lab::{Family, Lab, NEAR_DEVICE, Netns},
+    loss::Way,
+    traffic::connection::Connection,
+};
+
+const BPF: &[Need] = &[Need::Root, Need::Btf, Need::CgroupV2];
+const CONNECT: &[Need] = &[Need::Root, Need::Btf, Need::CgroupV2, Need::CgroupConnect];
+
+/// The tests of this file.
+pub(crate) const TESTS: &[Test] = &[
+    Test::new("sever::refuse_one_cgroup", refuse).needs(CONNECT),
+    Test::new("sever::refuse_spares", refuse_spares).needs(CONNECT),
+    Test::new("sever::reset_both_ends", reset).needs(BPF).timeout(60),
+    Test::new("sever::reset_on_loopback", reset_on_loopback).needs(BPF),
+    Test::new("sever::timeout_once_it_stands", timeout).needs(BPF).timeout(60),
+    Test::new("sever::killed", killed).needs(CONNECT),
+    Test::new("sever::what_cannot_be", refused).needs(&[Need::Root, Need::Btf]),
+];
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const PORT: u16 = 7000;
+
+/// A service: its cgroup with a process in it, the hosts, and a server that it talks to or is.
+struct Service {
+    lab: Lab,
+    cgroup: Cgroup,
+    listener: TcpListener,
+    way: Way,
+}
+
+impl Service {
+    /// In `near`, as a client of a server in `far`, or the other way round as that server.
+    fn new(way: Way, family: Family) -> Result<Self> {
+        let (lab, cgroup) = (Lab::new()?, Cgroup::new()?);
+        let at = SocketAddr::new(way.route(&lab, family).target, PORT);
+        let listen = || TcpListener::bind(at).context("listen");
+        let listener = match way {
+            Way::Out => lab.far.run(listen)?,
+            Way::In => lab.near.run(|| cgroup.run(listen))?,
+        };
+        Ok(Self { lab, cgroup, listener, way })
+    }
+
+    fn client(&self) -> &Netns {
+        match self.way {
+            Way::Out => &self.lab.near,
+            Way::In => &self.lab.far,
+        }
+    }
+
+    /// Asks for a connection of the service.
+    fn connect(&self, at: SocketAddr) -> Result<TcpStream> {
+        self.client().run(|| match self.way {
+            Way::Out => self.cgroup.run(|| Connection::connect(at)),
+            Way::In => Connection::connect(at),
+        })
+    }
+
+    fn connection(&self) -> Result<Connection> {
+        Connection::open(&self.listener, |at| self.connect(at))
+    }
+
+    /// One between the same hosts that is not the service's.
+    fn bystander(&self) -> Result<Connection> {
+        let at = SocketAddr::new(self.listener.local_addr().context("getsockname")?.ip(), PORT + 1);
+        let server = if self.way == Way::Out { &self.lab.far } else { &self.lab.near };
+        let listener = server.run(|| TcpListener::bind(at).context("listen"))?;
+        Connection::open(&listener, |at| self.client().run(|| Connection::connect(at)))
+    }
+
+    /// A process of the service that has this end of a connection open, and does nothing with it.
+    fn holds(&self, end: &TcpStream) -> Result<crate::cgroup::Inhabitant> {
+        let end: OwnedFd = end.try_clone().context("dup")?.into();
+        // Its network is where the service is looked for.
+        self.cgroup.inhabit_in(&self.lab.near, |command| {
+            command.stdout(Stdio::from(end));
+        })
+    }
+
+    fn arm(&self, fault: &str) -> Result<Faultline> {
+        let path = self.cgroup.path().to_string_lossy();
+        let words: Vec<&str> = fault.split(' ').chain(["--cgroup", &path]).collect();
+        let fault = Faultline::start_in(&self.lab.near, &words)?;
+        fault.wait_event("armed", PATIENCE)?;
+        Ok(fault)
+    }
+}
+
+fn ended(fault: &Faultline) -> Result<Exit> {
+    let exit = fault.interrupt()?;
+    ensure!(exit.code == Some(130), "exit {:?}, not 130; stderr: {}", exit.code, exit.stderr);
+    Ok(exit)
+}
+
+fn fired(exit: &Exit) -> Result<u64> {
+    let rules = exit.event("summary")?.json["rules"].as_array().context("rules")?.clone();
+    Ok(rules.iter().filter_map(|rule| rule["fired"]["packets"].as_u64()).sum())
+}
+
+/// The errno of what did not succeed, and how long that took.
+fn failure<T>(attempt: impl FnOnce() -> io::Result<T>) -> (Option<i32>, Duration) {
+    let start = Instant::now();
+    let errno = attempt().err().and_then(|error| error.raw_os_error());
+    (errno, start.elapsed())
+}
+
+/// By each family, with the errno that is asked for: at once, open connections live, and others may connect.
+fn refuse() -> Result {
+    let before = Inventory::settled(&[])?;
+    for (family, errno, word) in [
+        (Family::V4, libc::ECONNREFUSED, "refuse"),
+        (Family::V6, libc::ECONNREFUSED, "refuse"),
+        (Family::V4, libc::EHOSTUNREACH, "refuse EHOSTUNREACH"),
+    ] {
+        let service = Service::new(Way::Out, family)?;
+        let mut open = service.connection()?;
+        let _process = service.holds(&open.client)?;
+        let fault = service.arm(&format!("net {word}"))?;
+        let at = service.listener.local_addr().context("getsockname")?;
+        let near = &service.lab.near;
+        let (found, took) = near.run(|| service.cgroup.run(|| Ok(failure(|| TcpStream::connect(at)))))?;
+        println!("{family} {word}: errno {found:?} after {took:?}");
+        ensure!(found == Some(errno), "{family} {word}: {found:?}");
+        // No packet is waited for: a host that is not there would take a second at least.
+        ensure!(took < Duration::from_millis(500), "{family} {word}: after {took:?}");
+        ensure!(open.works()?, "{family}: the open connection is dead");
+        ensure!(service.bystander()?.works()?, "{family}: the bystander's is dead");
+        let exit = ended(&fault)?;
+        ensure!(fired(&exit)? == 1, "{family}: fired {}", fired(&exit)?);
+        ensure!(service.connection()?.works()?, "{family}: refused after");
+    }
+    before.wait_until_equal(&[], Duration::from_secs(5))
+}
+
+/// Another port, another host, the host itself, and a window: what is not asked for.
+fn refuse_spares() -> Result {
+    let service = Service::new(Way::Out, Family::V4)?;
+    let open = service.connection()?;
+    let _process = service.holds(&open.client)?;
+    let near = &service.lab.near;
+    let here = near.run(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listen"))?;
+    let here = here.local_addr().context("getsockname")?;
+    let there = service.listener.local_addr().context("getsockname")?;
+    let connects = |at: SocketAddr| {
+        near.run(|| {
+            service.cgroup.run(|| Ok(failure(|| TcpStream::connect(at)).0 != Some(libc::ECONNREFUSED)))
+        })
+    };
+    for (options, passes, passes_here) in [
+        ("", [false, false], true),
+        ("--port 7001", [true, true], true),
+        ("--peer 10.77.0.9", [true, true], true),
+        ("--exclude port:7000", [true, true], true),
+        ("--exclude 10.77.0.0/24", [true, true], true),
+        ("--proto udp", [true, true], true),
+        ("--include-protected", [false, false], false),
+        ("--skip 1 --first 1", [true, false], true),
+        ("--every 2", [true, false], true),
+    ] {
+        let fault = service.arm(format!("net refuse {options}").trim_end())?;
+        let found = [connects(there)?, connects(there)?];
+        let found_here = connects(here)?;
+        let exit = ended(&fault)?;
+        ensure!(found == passes && found_here == passes_here, "{options}: {found:?}, here {found_here}");
+        let spared = exit.event("summary")?.json["spared"].as_u64().context("spared")?;
+        let protected = options.is_empty();
+        ensure!(!protected || spared == 1, "{options}: {spared} spared");
+    }
+    Ok(())
+}
+
+/// An end that is told so.
+fn is_reset(end: &TcpStream, what: &str) -> Result {
+    let heard = Connection::hears(end, PATIENCE)?;
+    let errno = heard.as_ref().err().and_then(io::Error::raw_os_error);
+    ensure!(errno == Some(libc::ECONNRESET), "{what}: {heard:?}");
+    Ok(())
+}
+
+/// One on which nothing is said, one that speaks, and a new one; as client and as server.
+fn reset() -> Result {
+    for (way, family) in
+        [(Way::Out, Family::V4), (Way::Out, Family::V6), (Way::In, Family::V4), (Way::In, Family::V6)]
+    {
+        let what = format!("{way:?} {family}");
+        let service = Service::new(way, family)?;
+        let mut speaking = service.connection()?;
+        let silent = service.connection()?;
+        let own = if way == Way::Out { &silent.client } else { &silent.server };
+        let _process = service.holds(own)?;
+        let mut bystander = service.bystander()?;
+        ensure!(speaking.works()? && bystander.works()?, "{what}: before");
+        let start = Instant::now();
+        let fault = service.arm(&format!("net reset --dev {NEAR_DEVICE}"))?;
+        is_reset(&silent.client, &format!("{what}: the silent client"))?;
+        is_reset(&silent.server, &format!("{what}: the silent server"))?;
+        println!("{what}: silent for good {:?} after it was asked for", start.elapsed());
+        // The first word of either side is its last.
+        let _ = speaking.works();
+        is_reset(&speaking.client, &format!("{what}: the speaking client"))?;
+        let at = service.listener.local_addr().context("getsockname")?;
+        // The handshake's last packet is the first of a connection that stands, for the client at least.
+        if let Ok(client) = service.connect(at) {
+            is_reset(&client, &format!("{what}: a new client"))?;
+        }
+        ensure!(bystander.works()?, "{what}: the bystander is dead");
+        let exit = ended(&fault)?;
+        ensure!(fired(&exit)? >= 3, "{what}: fired {}", fired(&exit)?);
+        drop(service.listener.set_nonblocking(true));
+        while service.listener.accept().is_ok() {}
+        drop(service.listener.set_nonblocking(false));
+        ensure!(service.connection()?.works()?, "{what}: after");
+    }
+    Ok(())
+}
+
+fn reset_on_loopback() -> Result {
+    let netns = Netns::new()?;
+    for at in [IpAddr::from([127, 0, 0, 1]), IpAddr::from(std::net::Ipv6Addr::LOCALHOST)] {
+        let listen = |port| netns.run(|| TcpListener::bind((at, port)).context("listen"));
+        let (listener, other) = (listen(PORT)?, listen(PORT + 1)?);
+        let open = |listener| Connection::open(listener, |at| netns.run(|| Connection::connect(at)));
+        let (silent, mut bystander) = (open(&listener)?, open(&other)?);
+        let words = ["net", "reset", "--dev", "lo", "--port", "7000"];
+        let fault = Faultline::start_in(&netns, &words)?;
+        fault.wait_event("armed", PATIENCE)?;
+        is_reset(&silent.client, &format!("{at}: the client"))?;
+        is_reset(&silent.server, &format!("{at}: the server"))?;
+        ensure!(bystander.works()?, "{at}: the bystander is dead");
+        ended(&fault)?;
+    }
+    Ok(())
+}
+
+/// Nothing comes of a connection that stands, a new one stands all the same, and what waited comes afterwards.
+fn timeout() -> Result {
+    for (way, family) in [(Way::Out, Family::V4), (Way::In, Family::V6)] {
+        let what = format!("{way:?} {family}");
+        let service = Service::new(way, family)?;
+        let mut old = service.connection()?;
+        let own = if way == Way::Out { &old.client } else { &old.server };
+        let _process = service.holds(own)?;
+        let mut bystander = service.bystander()?;
+        let fault = service.arm(&format!("net timeout --dev {NEAR_DEVICE}"))?;
+        ensure!(!old.works()?, "{what}: the old one works");
+        let mut new = service.connection().context("a new one does not stand")?;
+        ensure!(!new.works()?, "{what}: the new one works");
+        for end in [&new.client, &old.client] {
+            let heard = Connection::hears(end, Duration::from_millis(100))?;
+            let silent = heard.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
+            ensure!(silent, "{what}: {heard:?}");
+        }
+        ensure!(bystander.works()?, "{what}: the bystander is dead");
+        let exit = ended(&fault)?;
+        ensure!(fired(&exit)? >= 2, "{what}: fired {}", fired(&exit)?);
+        for connection in [&old, &new] {
+            let heard = Connection::hears(&connection.server, PATIENCE)?;
+            ensure!(matches!(heard, Ok(1)), "{what}: after it {heard:?}");
+        }
+    }
+    Ok(())
+}
+
+/// An owner that is killed refuses and resets no more, and leaves nothing.
+fn killed() -> Result {
+    let before = Inventory::settled(&[])?;
+    for (word, option) in [("refuse", ""), ("reset", " --dev near"), ("timeout", " --dev near")] {
+        let service = Service::new(Way::Out, Family::V4)?;
+        let open = service.connection()?;
+        let _process = service.holds(&open.client)?;
+        let fault = service.arm(&format!("net {word}{option}").replace("near", NEAR_DEVICE))?;
+        fault.kill(Signal::SIGKILL)?;
+        let deadline = Instant::now() + PATIENCE;
+        // A link goes when the kernel is done with its owner, which is not yet when the signal is sent.
+        loop {
+            let outcome = service.connection().and_then(|mut new| new.works());
+            if matches!(outcome, Ok(true)) {
+                break;
+            }
+            ensure!(Instant::now() < deadline, "{word}: {outcome:?} after SIGKILL");
+        }
+    }
+    Faultline::run(&["sweep"])?;
+    before.wait_until_equal(&[], Duration::from_secs(5))
+}
+
+fn refused() -> Result {
+    let rows: &[(&[&str], i32, &[&str])] = &[
+        (&["refuse", "--dev", "lo"], 2, &["refuse", "--cgroup"]),
+        (&["refuse", "ENOSUCH", "--cgroup", "x"], 2, &["<ERRNO>", "ENOSUCH"]),
+        (&["refuse", "--cgroup", "x", "--dev", "lo"], 2, &["--dev", "connect()"]),
+        (&["refuse", "--cgroup", "x", "--direction", "in"], 2, &["--direction"]),
+        (&["refuse", "--cgroup", "/no/such"], 3, &["no such cgroup"]),
+        (&["reset", "--dev", "lo", "--proto", "udp"], 2, &["--proto", "TCP"]),
+        (&["timeout", "loss", "1%", "--dev", "lo"], 2, &["no other fault"]),
+    ];
+    for (words, code, said) in rows {
+        Faultline::check_refused(&[&["net"], *words].concat(), *code, said)?;
+    }
+    Ok(())
+}
