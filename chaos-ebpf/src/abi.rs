@@ -25,6 +25,8 @@ pub mod program {
     pub const BACK: [&str; 2] = ["fl_back_in", "fl_back_out"];
     /// `connect(2)` of a cgroup's IPv4 sockets, and of its IPv6 sockets.
     pub const CONNECT: [&str; 2] = ["fl_connect4", "fl_connect6"];
+    /// Run by hand: changes a peer's figures, see [`Change`](crate::figures::Change).
+    pub const FIGURES: &str = "fl_figures";
     /// What every name of ours begins with, in the kernel's listings.
     pub const PREFIX: &str = "fl_";
 }
@@ -73,6 +75,12 @@ pub mod map {
     pub const LOCAL6: &str = "FL_LOCAL6";
     /// Local IPv6 prefix to rule set.
     pub const LOCAL6_NET: &str = "FL_LOCAL6_NET";
+    /// [`Peer`](crate::figures::Peer) by remote IPv4 address, a map for each [`Direction`](super::Direction).
+    pub const PEERS4: [&str; 2] = ["FL_PEERS4_IN", "FL_PEERS4_OUT"];
+    /// The same by IPv6 address.
+    pub const PEERS6: [&str; 2] = ["FL_PEERS6_IN", "FL_PEERS6_OUT"];
+    /// [`Peer`](crate::figures::Peer) of all that are in none of these, by [`Direction`](super::Direction).
+    pub const OTHERS: &str = "FL_OTHERS";
     /// The constants the programs are specialised by, a [`Setup`](super::Setup).
     pub const SETUP: &str = "FL_SETUP";
 }
@@ -241,12 +249,14 @@ pub mod effect {
     pub const TIMEOUT: u32 = 1 << 11;
     /// `connect(2)` fails with [`Rule::errno`](super::Rule::errno).
     pub const REFUSE: u32 = 1 << 14;
+    /// Each peer has [`Figures`](crate::figures::Figures) of its own; then the rule does nothing else.
+    pub const PROFILE: u32 = 1 << 13;
     /// What loses packets.
     pub const ANY_LOSS: u32 = LOSS | BURSTS | PER_FLOW;
     /// What asks for the state of a TCP connection.
     pub const OF_CONNECTIONS: u32 = RESET | TIMEOUT;
     /// What makes packets wait, for which a link is needed.
-    pub const WAITING: u32 = DELAY | RATE;
+    pub const WAITING: u32 = DELAY | RATE | PROFILE;
 }
 
 /// Bits of [`Setup::tables`].

@@ -5,15 +5,19 @@ use core::{arch::asm, ffi::c_void, hint::black_box};
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_loop};
 use chaos_ebpf::{
     abi::{
-        CgroupOffsets, Direction, HOOKS, HookState, MAX_LEVELS, Rule, RuleState, Session, Setup, Wire, effect,
+        CgroupOffsets, Delay, Direction, HOOKS, HookState, MAX_LEVELS, Rate, Rule, RuleState, Session, Setup,
+        Wire, effect,
     },
     classify::{classify, is_protected},
     decide,
     packet::{self, Headers, Network, Truncated, View},
 };
 
-use crate::maps::{
-    FL_CONTROL, FL_DEVIATIONS, FL_HOOKS, FL_LATENESS, FL_RULES, FL_SEQUENCE, FL_STATE, FL_WIRES, Maps,
+use crate::{
+    maps::{
+        FL_CONTROL, FL_DEVIATIONS, FL_HOOKS, FL_LATENESS, FL_RULES, FL_SEQUENCE, FL_STATE, FL_WIRES, Maps,
+    },
+    profile,
 };
 
 /// Written by the owner before the load; see [`setup`].
@@ -211,6 +215,16 @@ pub(crate) fn decide<P: Packet>(packet: &P, fate: &mut Fate) -> Option<()> {
     }
     if P::IS_BUFFER && setup.effects & !effect::ANY_LOSS != 0 {
         let mut work = Work { packet, candidates, now, headers, segments, bytes, fate: *fate };
+        let rules = setup.direction[P::DIRECTION as usize];
+        if rules & rules.wrapping_sub(1) == 0 && setup.effects & !effect::PROFILE == 0 {
+            // The ways through the headers differ in what the verifier knows of these; of what it does not know there is
+            // one way on.
+            work.segments = unknown(&raw mut hook.scratch, u64::from(segments)) as u32;
+            work.bytes = unknown(&raw mut hook.scratch, bytes);
+            apply_one(&mut work);
+            *fate = work.fate;
+            return Some(());
+        }
         let next = apply_next::<P> as unsafe extern "C" fn(u32, *mut Work<'_, P>) -> i64;
         // SAFETY: the function takes what it is given, and that lives until the call is over.
         unsafe { bpf_loop(u64::BITS, next as *mut c_void, (&raw mut work).cast(), 0) };
@@ -223,7 +237,7 @@ pub(crate) fn decide<P: Packet>(packet: &P, fate: &mut Fate) -> Option<()> {
         }
         let rule = candidates.trailing_zeros();
         candidates &= candidates - 1;
-        apply(packet, rule, now, &headers, segments, bytes, fate)?;
+        apply::<P, false>(packet, rule, now, &headers, segments, bytes, fate)?;
         if fate.lost {
             break;
         }
@@ -271,8 +285,16 @@ unsafe extern "C" fn apply_next<P: Packet>(_: u32, work: *mut Work<'_, P>) -> i6
     let Work { packet, candidates, now, headers, segments, bytes, fate } = unsafe { &mut *work };
     let rule = candidates.trailing_zeros();
     *candidates &= *candidates - 1;
-    let applied = apply(*packet, rule, *now, headers, *segments, *bytes, fate);
+    let applied = apply::<P, true>(*packet, rule, *now, headers, *segments, *bytes, fate);
     i64::from(applied.is_none() || fate.lost || *candidates == 0)
+}
+
+/// Asks the only rule, which is a profile: without `bpf_loop`, which takes longer than the look-up.
+#[inline(never)]
+fn apply_one<P: Packet>(work: &mut Work<'_, P>) {
+    let Work { packet, candidates, now, headers, segments, bytes, fate } = work;
+    // Without an entry the packet is left alone.
+    let _ = apply::<P, true>(*packet, candidates.trailing_zeros(), *now, headers, *segments, *bytes, fate);
 }
 
 #[inline(always)]
@@ -292,9 +314,9 @@ fn wire_bytes<P: Packet>(packet: &P, headers: &Headers, segments: u32) -> u64 {
     packet.length() + u64::from(segments - 1) * u64::from(repeated)
 }
 
-/// Counts a packet that matches a rule, and adds what the rule does with it.
+/// Counts a packet that matches a rule, and adds what the rule does with it: it may be lost, and if `ALL`, be more.
 #[inline(always)]
-fn apply<P: Packet>(
+fn apply<P: Packet, const ALL: bool>(
     packet: &P,
     index: u32,
     now: u64,
@@ -330,7 +352,12 @@ fn apply<P: Packet>(
         state.fired.add(segments, bytes);
         return Some(());
     }
-    if !P::IS_BUFFER {
+    if !ALL || !P::IS_BUFFER {
+        return Some(());
+    }
+    if effects & effect::PROFILE != 0 {
+        // Without an entry the packet is left alone, and further rules are asked.
+        let _ = profile::apply(packet, state, headers, segments, bytes, fate);
         return Some(());
     }
     if effects & effect::OF_CONNECTIONS != 0 {
@@ -365,7 +392,8 @@ fn apply<P: Packet>(
         if effects & effect::REORDER != 0 && overtakes(rule, state) {
             state.reordered += 1;
         } else {
-            let at = wait(P::DIRECTION, effects, rule, state, wire, start, bytes, segments);
+            let at =
+                wait(P::DIRECTION, effects, &rule.delay, &rule.rate, state, wire, start, bytes, segments);
             if at == 0 {
                 fate.lost = true;
                 state.overlimit += 1;
@@ -376,7 +404,8 @@ fn apply<P: Packet>(
             state.delayed += 1;
         }
         if twice {
-            let at = wait(P::DIRECTION, effects, rule, state, wire, start, bytes, segments);
+            let at =
+                wait(P::DIRECTION, effects, &rule.delay, &rule.rate, state, wire, start, bytes, segments);
             // For the second one there was no room on the wire.
             fate.twice = at != 0;
             fate.second_goes_at = at;
@@ -419,10 +448,11 @@ fn overtakes(rule: &Rule, state: &mut RuleState) -> bool {
     clippy::too_many_arguments,
     reason = "each is a register or a place on the stack; a struct is copied"
 )]
-fn wait(
+pub(crate) fn wait(
     direction: Direction,
     effects: u32,
-    rule: &Rule,
+    delay: &Delay,
+    rate: &Rate,
     state: &mut RuleState,
     wire: *mut Wire,
     start: u64,
@@ -431,10 +461,10 @@ fn wait(
 ) -> u64 {
     let (mut at, mut start) = (start, start);
     if effects & effect::RATE != 0 {
-        let length = forget(state, decide::wire_length(&rule.rate, bytes, segments));
+        let length = forget(state, decide::wire_length(rate, bytes, segments));
         // SAFETY: an aligned u64 in the map.
         let busy = unsafe { &raw mut (*wire).busy_until };
-        let sent = update(busy, |busy| decide::sent(&rule.rate, busy, start, length).unwrap_or(0));
+        let sent = update(busy, |busy| decide::sent(rate, busy, start, length).unwrap_or(0));
         if sent == 0 {
             return 0;
         }
@@ -442,8 +472,8 @@ fn wait(
         start = forget(state, start);
     }
     if effects & effect::DELAY != 0 {
-        let deviation = deviation(rule, state);
-        at = forget(state, decide::delayed(&rule.delay, at, deviation));
+        let deviation = deviation(delay, state);
+        at = forget(state, decide::delayed(delay, at, deviation));
     }
     // The way round takes time as well, which counts as part of the delay.
     let early = at.saturating_sub(FL_LATENESS.get(direction as u32).copied().unwrap_or(0));
@@ -459,8 +489,13 @@ fn wait(
 /// The same number, of which the verifier has forgotten what it knew: else each way to it is gone on by itself, and the
 /// ways of the steps multiply.
 #[inline(always)]
-fn forget(state: &mut RuleState, number: u64) -> u64 {
-    let scratch = &raw mut state.scratch;
+pub(crate) fn forget(state: &mut RuleState, number: u64) -> u64 {
+    unknown(&raw mut state.scratch, number)
+}
+
+/// The same, by a place in a map that nobody else uses meanwhile.
+#[inline(always)]
+fn unknown(scratch: *mut u64, number: u64) -> u64 {
     // SAFETY: in the map, this CPU's slot.
     unsafe {
         scratch.write_volatile(number);
@@ -470,8 +505,7 @@ fn forget(state: &mut RuleState, number: u64) -> u64 {
 
 /// A deviation of the rule's distribution, or the one before.
 #[inline(always)]
-fn deviation(rule: &Rule, state: &mut RuleState) -> i64 {
-    let delay = &rule.delay;
+fn deviation(delay: &Delay, state: &mut RuleState) -> i64 {
     if delay.jitter == 0 {
         return 0;
     }

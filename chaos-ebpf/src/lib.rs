@@ -10,5 +10,6 @@ pub mod abi;
 pub mod classify;
 pub mod corruption;
 pub mod decide;
+pub mod figures;
 pub mod packet;
 pub mod tcp;

@@ -12,6 +12,7 @@ mod corrupt;
 mod hook;
 mod maps;
 mod owner;
+mod profile;
 mod reset;
 mod round;
 
@@ -90,6 +91,12 @@ fn fl_back_in(context: TcContext) -> i32 {
 #[classifier]
 fn fl_back_out(context: TcContext) -> i32 {
     round::back(&context, Direction::Out)
+}
+
+/// Attached nowhere: the owner of a new profile runs it for each peer.
+#[classifier]
+fn fl_figures(context: TcContext) -> i32 {
+    profile::change(&context).unwrap_or(0)
 }
 
 const IN: bool = false;

@@ -7,6 +7,7 @@ use aya_ebpf::{
 use chaos_ebpf::{
     abi::{Control, DIRECTIONS, HOOKS, HookState, MAX_RULES, Rule, RuleState, Wire, table},
     classify::{AddressTables, End, Tables},
+    figures::{MOST_PEERS, Peer},
 };
 
 /// Look-up with preallocated entries would cost memory for the largest table there can be.
@@ -54,6 +55,18 @@ static FL_LOCAL4_NET: LpmTrie<u32, u64> = LpmTrie::with_max_entries(65536, NO_PR
 static FL_LOCAL6: HashMap<[u32; 4], u64> = HashMap::with_max_entries(65536, 0);
 #[map]
 static FL_LOCAL6_NET: LpmTrie<[u32; 4], u64> = LpmTrie::with_max_entries(65536, NO_PREALLOC);
+/// Twice as many as a profile has: while one takes another's place there may be those of both.
+const PEERS: u32 = 2 * MOST_PEERS;
+#[map]
+pub(crate) static FL_PEERS4_IN: HashMap<u32, Peer> = HashMap::with_max_entries(PEERS, NO_PREALLOC);
+#[map]
+pub(crate) static FL_PEERS4_OUT: HashMap<u32, Peer> = HashMap::with_max_entries(PEERS, NO_PREALLOC);
+#[map]
+pub(crate) static FL_PEERS6_IN: HashMap<[u32; 4], Peer> = HashMap::with_max_entries(PEERS, NO_PREALLOC);
+#[map]
+pub(crate) static FL_PEERS6_OUT: HashMap<[u32; 4], Peer> = HashMap::with_max_entries(PEERS, NO_PREALLOC);
+#[map]
+pub(crate) static FL_OTHERS: Array<Peer> = Array::with_max_entries(DIRECTIONS as u32, 0);
 
 /// The rule tables above.
 pub(crate) struct Maps;
