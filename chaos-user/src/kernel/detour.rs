@@ -60,6 +60,8 @@ mod fq {
     pub(super) const QUANTUM: u16 = 3;
     pub(super) const INITIAL_QUANTUM: u16 = 4;
     pub(super) const RATE_ENABLE: u16 = 5;
+    pub(super) const BUCKETS_LOG: u16 = 8;
+    pub(super) const ORPHAN_MASK: u16 = 10;
     pub(super) const TIMER_SLACK: u16 = 13;
     pub(super) const HORIZON: u16 = 14;
     pub(super) const HORIZON_DROP: u16 = 15;
@@ -224,6 +226,10 @@ fn options(queue: Queue) -> Vec<u8> {
         (fq::INITIAL_QUANTUM, 1 << 20),
         (fq::RATE_ENABLE, 0),
         (fq::TIMER_SLACK, 0),
+        // Of each flow only the first packet's time is known: one that comes after it and is to go before it waits as
+        // long, so flows of different delays must not be taken for one. By default there are 1024.
+        (fq::ORPHAN_MASK, u32::MAX),
+        (fq::BUCKETS_LOG, 14),
         (fq::HORIZON, horizon),
     ];
     let attribute = |kind: u16, value: &[u8]| {
