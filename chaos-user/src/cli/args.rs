@@ -1,6 +1,6 @@
 //! What can be typed.
 
-use std::{ffi::OsString, time::Duration};
+use std::{ffi::OsString, sync::Arc, time::Duration};
 
 use chaos_ebpf::abi::Window;
 use clap::{
@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use crate::{
     spec::{
         Chance, Cut, Exclusion, FaultSpec, Impairments, Loss, NetSpec, Owner, Peer, Percent, PortRange,
-        Protocol, Ramp, Selectors, Sides, parse_count, parse_duration, parse_network, parse_whole,
+        Profile, Protocol, Ramp, Selectors, Sides, parse_count, parse_duration, parse_network, parse_whole,
     },
     target::Netns,
 };
@@ -64,8 +64,32 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// What links to peers are like: the profiles there are, and another one for a run that has one
+    Profile {
+        #[command(subcommand)]
+        command: ProfileCommand,
+    },
     /// Clear away what dead owners have left; every other command does so first
     Sweep,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ProfileCommand {
+    /// List the profiles that come with Faultline
+    List,
+    /// Print one of them, with the sources of its figures, as a file of one's own would be
+    Show {
+        /// Its name
+        name: String,
+    },
+    /// Put a profile in the place of the one a run has, at once and without a gap
+    Apply {
+        /// A file, or the name of one that comes with Faultline
+        file: String,
+        /// The run, as `faultline ps` shows it; the only one with a profile if not given
+        #[arg(long)]
+        id: Option<String>,
+    },
 }
 
 /// What goes into the help of `net`.
@@ -98,6 +122,10 @@ pub(super) struct FaultOptions {
     /// The words that did not come first.
     #[arg(value_name = "FAULT", hide = true)]
     words: Vec<String>,
+    /// Give each peer the delay, loss and rate that a profile says: a file with a peer a line, or 3g, lte, satellite,
+    /// wifi-bad, dsl, cross-region
+    #[arg(long, value_name = "NAME|FILE", value_parser = NonEmptyStringValueParser::new())]
+    profile: Option<String>,
     /// Decide on loss once for each packet, or for each flow
     #[arg(long, value_name = "UNIT", default_value = "packet", hide_default_value = true)]
     per: Per,
@@ -110,7 +138,7 @@ pub(super) struct FaultOptions {
     /// Change a fault's first value evenly: 0..100ms/30s, or delay=0..100ms/30s if there are several
     #[arg(long, value_name = "[FAULT=]FROM..TO/TIME", allow_hyphen_values = true)]
     ramp: Vec<String>,
-    /// Which packets: those the interface receives, those it sends, or both [default: out; of a cut: both]
+    /// Which packets: those the interface receives, those it sends, or both [default: out; of a cut, and of a profile with down and up: both]
     #[arg(long, value_name = "WAY")]
     direction: Option<Direction>,
     /// Only packets to this address or network
@@ -277,7 +305,18 @@ impl FaultOptions {
         words.extend_from_slice(&self.words);
         let Self { per, reorder_by_jitter, fix_checksum, .. } = self;
         let invalid = |message: String| Cli::command().error(ErrorKind::ValueValidation, message);
-        let mut impairments = Impairments::parse(&words).map_err(|error| invalid(error.to_string()))?;
+        let mut impairments = match &self.profile {
+            None => Impairments::parse(&words).map_err(|error| invalid(error.to_string()))?,
+            Some(_) if !words.is_empty() => {
+                let message =
+                    "--profile goes with no other fault of the same packets; write --and between them";
+                return Err(invalid(message.into()));
+            }
+            Some(name) => {
+                let profile = Profile::load(name).map_err(|error| invalid(format!("--profile: {error}")))?;
+                Impairments { profile: Some(Arc::new(profile)), ..Impairments::default() }
+            }
+        };
         for text in &self.ramp {
             let ramp = Ramp::option(text, &impairments);
             let ramp =
@@ -302,8 +341,10 @@ impl FaultOptions {
                 true;
         }
         self.check_cut(impairments.cut).map_err(|message| invalid(message.into()))?;
+        let has_sides = impairments.profile.as_ref().is_some_and(|profile| profile.has_sides);
         let sides = match (self.direction, impairments.cut) {
             (Some(Direction::In), _) => Sides::In,
+            (None, None) if has_sides => Sides::Both,
             (Some(Direction::Out), _) | (None, None) => Sides::Out,
             (Some(Direction::Both), _) => Sides::Both,
             (None, Some(cut)) => cut.sides(),

@@ -6,7 +6,8 @@ use ipnet::IpNet;
 use super::Code;
 use crate::{
     fault::{TooMany, net::TooManyWaiting},
-    session::{Dirty, JournalError, PreviewError, SessionError, SweepError},
+    session::{ApplyError, Dirty, JournalError, PreviewError, SessionError, SweepError},
+    spec::Invalid,
     target::{CgroupError, DeviceError, NetnsError, PeerError},
 };
 
@@ -22,6 +23,15 @@ pub enum CliError {
     /// More than can wait.
     #[error("delay: {0}")]
     Room(#[from] TooManyWaiting),
+    /// A profile.
+    #[error("--profile: {0}")]
+    Profile(#[source] Invalid),
+    /// One that does not come with Faultline.
+    #[error("there is no profile {0}; `faultline profile list` lists those there are")]
+    NoBuiltIn(String),
+    /// Another profile for a run.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
     /// A fault that nobody has.
     #[error("there is no fault {0}; `faultline ps` lists those there are")]
     UnknownFault(String),
@@ -78,11 +88,17 @@ impl CliError {
             Self::Peer(PeerError::Line { .. } | PeerError::File { .. })
             | Self::Excluded(PeerError::Line { .. } | PeerError::File { .. })
             | Self::PeerExcluded { .. } => Code::InvalidInput,
+            Self::Profile(_)
+            | Self::NoBuiltIn(_)
+            | Self::Apply(ApplyError::Several { .. } | ApplyError::Without { .. } | ApplyError::Room(_)) => {
+                Code::InvalidInput
+            }
             Self::Arguments(_) | Self::Rules(_) | Self::Room(_) | Self::UnknownFault(_) => Code::InvalidInput,
             Self::Session(SessionError::Dirty(_)) => Code::Dirty,
             Self::NotRoot
             | Self::Device(_)
             | Self::Target(_)
+            | Self::Apply(_)
             | Self::Preview(_)
             | Self::Peer(_)
             | Self::Excluded(_)

@@ -6,6 +6,7 @@ mod error;
 mod interval;
 mod net;
 mod owners;
+mod profile;
 mod report;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -54,6 +55,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> Result<Code, CliError> 
         Command::Ps { json } => owners::ps(json),
         Command::Stop { ids, all } => owners::stop(&ids, all),
         Command::Doctor { json } => doctor::run(json),
+        Command::Profile { command } => profile::run(&command),
         Command::Sweep => owners::sweep(),
     }
 }

@@ -2,14 +2,16 @@
 
 mod distribution;
 pub mod net;
+pub mod profile;
 mod tables;
 
-use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
 use chaos_ebpf::abi::{self, Direction, MAX_LEVELS, MAX_RULES, Window};
 use ipnet::IpNet;
 
 pub use distribution::Deviations;
+pub use profile::Peers;
 pub use tables::{Prefixes, Tables};
 
 use crate::{
@@ -38,7 +40,7 @@ impl Rule {
     /// What the table of mechanisms calls its faults.
     #[must_use]
     pub fn faults(&self) -> Vec<Fault> {
-        let Impairments { cut, loss, duplicate, corrupt, reorder: _, rate, delay, ramps: _ } =
+        let Impairments { cut, loss, duplicate, corrupt, reorder: _, rate, delay, ramps: _, profile } =
             &self.impairments;
         let there = [
             (Fault::Refuse, matches!(cut, Some(Cut::Refuse(_)))),
@@ -49,7 +51,7 @@ impl Rule {
             (Fault::Duplicate, duplicate.is_some()),
             (Fault::Corrupt, corrupt.is_some()),
             (Fault::Rate, rate.is_some()),
-            (Fault::Delay, delay.is_some()),
+            (Fault::Delay, delay.is_some() || profile.is_some()),
         ];
         let aimed = (!self.matches.cgroups.is_empty()).then_some(Fault::Aim);
         there.into_iter().filter(|(_, there)| *there).map(|(fault, _)| fault).chain(aimed).collect()
@@ -146,6 +148,9 @@ pub enum TooMany {
         "cgroups at {0} different depths, and one run has at most {MAX_LEVELS}; further ones can go into a second run"
     )]
     Levels(usize),
+    /// More than one profile.
+    #[error("more than one profile, and one run has at most one; a second one can go into a second run")]
+    Profiles,
 }
 
 /// Checks that a run can have these rules.
@@ -156,7 +161,15 @@ pub enum TooMany {
 pub fn check(rules: Vec<Rule>) -> Result<Vec<Rule>, TooMany> {
     let cgroups = rules.iter().flat_map(|rule| &rule.matches.cgroups);
     let levels = cgroups.map(|cgroup| cgroup.level).collect::<BTreeSet<_>>().len();
+    let mut profiles =
+        rules.iter().filter_map(|rule| Some((rule.direction, rule.impairments.profile.as_ref()?)));
+    let first = profiles.next();
+    // The other one of a fault both ways has the same profile.
+    let is_other = |(direction, profile)| {
+        first.is_some_and(|(way, first)| way == direction || !Arc::ptr_eq(first, profile))
+    };
     match rules.len() {
+        _ if profiles.any(is_other) => Err(TooMany::Profiles),
         count if count > MAX_RULES => Err(TooMany::Rules(count)),
         _ if levels > MAX_LEVELS => Err(TooMany::Levels(levels)),
         _ => Ok(rules),

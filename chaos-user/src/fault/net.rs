@@ -10,7 +10,7 @@ use chaos_ebpf::{
 use ipnet::IpNet;
 
 use super::{CgroupId, Match, Rule};
-use crate::spec::{self, Cut, Exclusion, FaultSpec, Impairments, Loss, Selectors, Sides, show_rate};
+use crate::spec::{self, Cut, Exclusion, FaultSpec, Impairments, Loss, Profile, Selectors, Sides, show_rate};
 
 /// What of a fault had to be looked up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -101,9 +101,12 @@ fn matches(spec: &FaultSpec, direction: Direction, found: &Found) -> Match {
 /// `table` is where the distribution of delays lies, and how many entries it has.
 #[must_use]
 pub fn effects(impairments: &Impairments, elapsed: Duration, table: (u32, u32), seed: u64) -> abi::Rule {
-    let Impairments { cut, loss, duplicate, corrupt, reorder, rate, delay, ramps: _ } =
+    let Impairments { cut, loss, duplicate, corrupt, reorder, rate, delay, ramps: _, profile } =
         impairments.at(elapsed);
     let mut rule = abi::Rule::NOTHING;
+    if profile.is_some() {
+        rule.effects |= effect::PROFILE;
+    }
     match cut {
         None => {}
         Some(Cut::Partition | Cut::Blackhole) => {
@@ -198,10 +201,37 @@ pub struct TooManyWaiting {
 ///
 /// [`TooManyWaiting`].
 pub fn check_room(rules: &[Rule], limit: u32) -> Result<(), TooManyWaiting> {
-    for impairments in rules.iter().map(|rule| &rule.impairments) {
-        let (Some(rate), delay) = (impairments.rate, impairments.longest_delay()) else { continue };
+    let mut wires = Vec::new();
+    for Rule { impairments, direction, .. } in rules {
+        wires.extend(impairments.rate.map(|rate| (rate.bits, impairments.longest_delay())));
+        if let Some(profile) = &impairments.profile {
+            wires.extend(wires_of(profile, *direction));
+        }
+    }
+    check_wires(wires, limit)
+}
+
+/// The rate of each link, and the longest a packet takes on it behind that.
+fn wires_of(profile: &Profile, direction: Direction) -> impl Iterator<Item = (u64, Duration)> {
+    profile.sides(direction).filter_map(|side| {
+        let (delay, jitter) = side.delay.unwrap_or_default();
+        side.rate.map(|(bits, _)| (bits, delay + jitter))
+    })
+}
+
+/// As [`check_room`], of a profile in the place of another.
+///
+/// # Errors
+///
+/// [`TooManyWaiting`].
+pub fn check_profile(profile: &Profile, limit: u32) -> Result<(), TooManyWaiting> {
+    check_wires([Direction::In, Direction::Out].into_iter().flat_map(|way| wires_of(profile, way)), limit)
+}
+
+fn check_wires(wires: impl IntoIterator<Item = (u64, Duration)>, limit: u32) -> Result<(), TooManyWaiting> {
+    for (bits, delay) in wires {
         let packet_ns = u128::from(FULL_PACKET) * 8_000_000_000;
-        let packets = u128::from(rate.bits) * delay.as_nanos() / packet_ns;
+        let packets = u128::from(bits) * delay.as_nanos() / packet_ns;
         if packets > u128::from(limit) {
             let shortest = |nanoseconds: u128| {
                 let milliseconds = u64::try_from(nanoseconds / 1_000_000).unwrap_or(u64::MAX);
@@ -210,10 +240,10 @@ pub fn check_room(rules: &[Rule], limit: u32) -> Result<(), TooManyWaiting> {
             let fitting = u128::from(limit) * packet_ns;
             return Err(TooManyWaiting {
                 delay: humantime::format_duration(delay),
-                rate: show_rate(rate.bits),
+                rate: show_rate(bits),
                 packets: u64::try_from(packets).unwrap_or(u64::MAX),
                 limit,
-                fitting_delay: shortest(fitting / u128::from(rate.bits)),
+                fitting_delay: shortest(fitting / u128::from(bits)),
                 fitting_rate: show_rate(
                     u64::try_from(fitting / delay.as_nanos()).unwrap_or(u64::MAX) / 1000 * 1000,
                 ),
@@ -231,14 +261,20 @@ fn chance(chance: spec::Chance) -> abi::Chance {
 pub const FULL_PACKET: u64 = 1514;
 
 /// A byte takes `8e9 / rate` nanoseconds, which the kernel is given times 2^20.
+pub(super) fn byte_time(bits: u64) -> u64 {
+    ((8_000_000_000_u128 << 20) / u128::from(bits)) as u64
+}
+
+/// Nanoseconds that so many bytes take.
+pub(super) fn wire_time(bits: u64, bytes: u64) -> u64 {
+    (u128::from(bytes) * 8_000_000_000 / u128::from(bits)).min(u128::from(u64::MAX >> 1)) as u64
+}
+
 fn wire(rate: &spec::Rate) -> abi::Rate {
-    let time = |bytes: u64| {
-        (u128::from(bytes) * 8_000_000_000 / u128::from(rate.bits)).min(u128::from(u64::MAX >> 1))
-    };
     abi::Rate {
-        byte_time: ((8_000_000_000_u128 << 20) / u128::from(rate.bits)) as u64,
-        burst: time(rate.burst) as u64,
-        limit: time(u64::from(rate.limit) * FULL_PACKET) as u64,
+        byte_time: byte_time(rate.bits),
+        burst: wire_time(rate.bits, rate.burst),
+        limit: wire_time(rate.bits, u64::from(rate.limit) * FULL_PACKET),
         overhead: rate.overhead,
         pad: 0,
     }

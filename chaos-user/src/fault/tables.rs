@@ -3,12 +3,12 @@
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use chaos_ebpf::{
-    abi::{self, Direction, Setup, table},
+    abi::{self, DIRECTIONS, Direction, Setup, table},
     classify::End,
 };
 use ipnet::IpNet;
 
-use super::{CgroupId, Deviations, Rule};
+use super::{CgroupId, Deviations, Peers, Rule};
 use crate::spec::PortRange;
 
 /// Address tables of one end and family, keyed by the address in network byte order and the prefix length.
@@ -23,6 +23,8 @@ pub struct Tables {
     pub rules: Vec<abi::Rule>,
     /// The distributions of their delays.
     pub deviations: Deviations,
+    /// The profile's peers, by [`Direction`].
+    pub profile: [Option<Peers>; DIRECTIONS],
     /// By IP protocol number.
     pub protocols: BTreeMap<u8, u64>,
     /// By a cgroup's number.
@@ -67,6 +69,9 @@ impl Tables {
             self.setup.sparing |= bit;
         }
         self.rules.push(row);
+        if let Some(profile) = &rule.impairments.profile {
+            self.profile[rule.direction as usize] = Some(Peers::new(profile, rule.direction));
+        }
         let matches = &rule.matches;
         if !matches.protocols.is_empty() {
             self.setup.any_protocol &= !bit;

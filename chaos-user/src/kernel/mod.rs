@@ -12,6 +12,7 @@ mod gone;
 pub mod mechanism;
 pub mod netlink;
 pub mod object;
+pub mod peers;
 pub mod probe;
 pub mod prod;
 pub mod programs;

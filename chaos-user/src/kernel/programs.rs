@@ -21,7 +21,9 @@ use super::{
     Error, Result,
     btf::KernelTypes,
     counters::{Counters, MapIds},
-    object, sys,
+    object,
+    peers::{self, ProfileIds},
+    sys,
 };
 use crate::fault::{Prefixes, Tables};
 
@@ -94,6 +96,9 @@ impl Programs {
         let ebpf = loader.load(object::FAULTS).map_err(|error| Error::aya("load", "the maps", &error))?;
         let mut programs = Self { ebpf, rules: tables.rules.len() as u32 };
         programs.fill(tables, seed)?;
+        for (direction, profile) in [Direction::In, Direction::Out].into_iter().zip(&tables.profile) {
+            profile.iter().try_for_each(|profile| peers::fill(&mut programs.ebpf, direction, profile))?;
+        }
         Ok(programs)
     }
 
@@ -263,6 +268,17 @@ impl Programs {
         Ok(MapIds { control: id(map::CONTROL)?, state: id(map::STATE)?, hooks: id(map::HOOKS)? })
     }
 
+    /// By what another process changes the profile; loads the program for it.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, with the end of the verifier's log.
+    pub fn profile_ids(&mut self, directions: [bool; DIRECTIONS]) -> Result<ProfileIds> {
+        let program = self.classifier(program::FIGURES)?.try_clone();
+        let program = program.map_err(|error| Error::aya("duplicate", program::FIGURES, &error))?;
+        peers::ids(&self.ebpf, program.as_fd(), directions)
+    }
+
     fn typed<'a, M>(&'a mut self, name: &'static str) -> Result<M>
     where
         M: TryFrom<&'a mut Map>,
@@ -301,6 +317,8 @@ fn sizes(tables: &Tables) -> Vec<(&'static str, u32)> {
         (map::CGROUPS, tables.cgroups.len() as u32),
         (map::HANDSHAKES, if tables.setup.effects & effect::TIMEOUT == 0 { 1 } else { 1 << 16 }),
     ];
+    let idle = map::PEERS4.iter().zip(map::PEERS6).zip(&tables.profile).filter(|(_, used)| used.is_none());
+    sizes.extend(idle.flat_map(|((v4, v6), _)| [(*v4, 1), (v6, 1)]));
     for (end, any, name) in [
         (End::Remote, tables.setup.any_remote_port, map::REMOTE_PORT),
         (End::Local, tables.setup.any_local_port, map::LOCAL_PORT),

@@ -9,6 +9,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
+use aya::Pod;
 use aya_obj::generated::{
     BPF_OBJ_NAME_LEN, bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_link_info, bpf_map_info,
     bpf_prog_info, bpf_prog_type, bpf_stats_type,
@@ -339,6 +340,38 @@ fn name(bytes: &[std::ffi::c_char]) -> String {
     let bytes: Vec<u8> =
         bytes.iter().map(|byte| byte.cast_unsigned()).take_while(|byte| *byte != 0).collect();
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Writes entries into a map, all of them by one call.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn update_batch<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    name: &'static str,
+    keys: &[K],
+    values: &[V],
+) -> Result<()> {
+    let count = keys.len().min(values.len()) as u32;
+    if count == 0 {
+        return Ok(());
+    }
+    let mut attr = zeroed();
+    attr.batch.map_fd = map.as_raw_fd() as u32;
+    attr.batch.keys = keys.as_ptr() as u64;
+    attr.batch.values = values.as_ptr() as u64;
+    attr.batch.count = count;
+    bpf(bpf_cmd::BPF_MAP_UPDATE_BATCH, &mut attr).map_err(|source| {
+        Error::new("bpf(BPF_MAP_UPDATE_BATCH)", format!("{name}, {count} entries"), source)
+    })?;
+    Ok(())
+}
+
+/// What a value looks like in memory.
+pub(super) fn bytes_of<T: Pod>(value: &T) -> &[u8] {
+    // SAFETY: without padding, as `Pod` promises, and as long as the value itself.
+    unsafe { std::slice::from_raw_parts((&raw const *value).cast(), size_of::<T>()) }
 }
 
 /// The numbers of the programs attached to a target at one hook.

@@ -21,6 +21,7 @@ use crate::kernel::{
     change::{Change, Ledger, Unwritten},
     counters::MapIds,
     mechanism::Mechanism,
+    peers::ProfileIds,
 };
 
 /// Where records lie.
@@ -81,6 +82,13 @@ pub enum Entry {
         hooks: Vec<HookRecord>,
         /// The maps to follow it by.
         maps: MapIds,
+    },
+    /// Its profile, which others may change.
+    Profile {
+        /// Where that is.
+        ids: ProfileIds,
+        /// How many packets may wait in each direction.
+        limit: u32,
     },
     /// It acts from now on.
     Armed {

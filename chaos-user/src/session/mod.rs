@@ -8,6 +8,7 @@ mod lease;
 mod live;
 mod preview;
 mod process;
+mod profile;
 mod record;
 mod report;
 mod sweep;
@@ -24,6 +25,7 @@ pub use lease::{LEASE, Lapsed, RENEWAL};
 pub use live::{Live, State, live};
 pub use preview::{Preview, PreviewError};
 pub use process::Process;
+pub use profile::{ApplyError, Target as ProfileRun};
 pub use record::Record;
 pub use report::{RuleReport, RunReport};
 pub use sweep::{SweepError, Swept, stop, sweep};
@@ -233,7 +235,13 @@ impl Prepared {
 
     fn record(&mut self) -> Result<(), SessionError> {
         let entry = Entry::Prepared { hooks: self.hooks(), maps: self.programs.map_ids()? };
-        Ok(self.journal.append(&entry)?)
+        self.journal.append(&entry)?;
+        let used = self.tables.profile.each_ref().map(Option::is_some);
+        if used.contains(&true) {
+            let ids = self.programs.profile_ids(used)?;
+            self.journal.append(&Entry::Profile { ids, limit: self.plan.limit })?;
+        }
+        Ok(())
     }
 
     /// Ends what an error has stopped; what remains to be said is that error, or that something is left.

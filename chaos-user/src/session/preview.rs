@@ -158,10 +158,17 @@ impl Plan {
     /// The connection with the rules that match it, if any does.
     fn hits(&self, flow: Flow) -> Option<PreviewFlow> {
         let Flow { protocol, local, remote, .. } = flow;
+        let has_link = |rule: &Rule| {
+            let profile = rule.impairments.profile.as_ref();
+            profile.is_none_or(|profile| remote.ip().is_unspecified() || profile.covers(remote.ip()))
+        };
         // What is refused is not open yet.
-        let matching = self.rules.iter().enumerate().filter(|(_, rule)| {
-            rule.direction != Direction::Connect && rule.matches.takes(protocol, local, remote)
-        });
+        let takes = |rule: &Rule| {
+            rule.direction != Direction::Connect
+                && rule.matches.takes(protocol, local, remote)
+                && has_link(rule)
+        };
+        let matching = self.rules.iter().enumerate().filter(|(_, rule)| takes(rule));
         let (sparing, rules): (Vec<_>, Vec<_>) = matching.partition(|(_, rule)| !rule.spares.is_empty());
         let rules: Vec<usize> = rules.into_iter().map(|(number, _)| number).collect();
         let is_spared = |number: &usize| sparing.iter().any(|(_, rule)| rule.spares.contains(number));

@@ -12,7 +12,7 @@ use nix::{
 };
 
 use super::journal::{Begun, DIRECTORY, Entry, HookRecord, Result, error, remove};
-use crate::kernel::{change::Change, counters::MapIds};
+use crate::kernel::{change::Change, counters::MapIds, peers::ProfileIds};
 
 /// Somebody's record, as far as it was written.
 #[derive(Clone, Debug, PartialEq)]
@@ -88,6 +88,20 @@ impl Record {
             Entry::Prepared { hooks, maps } => Some((&hooks[..], *maps)),
             _ => None,
         })
+    }
+
+    /// Its profile, and how many packets may wait, if it has one.
+    #[must_use]
+    pub fn profile(&self) -> Option<(ProfileIds, u32)> {
+        self.entries.iter().find_map(|entry| match entry {
+            Entry::Profile { ids, limit } => Some((*ids, *limit)),
+            _ => None,
+        })
+    }
+
+    /// Where it lies.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// What its owner changed, or was about to, that does not go back with it.

@@ -5,6 +5,7 @@ use std::{
     fs::File,
     io::Read,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -13,7 +14,7 @@ use chaos_ebpf::abi::MAX_BITS;
 use nix::errno::Errno;
 
 use super::{
-    Cut, Invalid, Percent,
+    Cut, Invalid, Percent, Profile,
     cut::{CUTS, errno},
     parse_count,
     ramp::Ramp,
@@ -43,6 +44,8 @@ pub struct Impairments {
     pub delay: Option<Delay>,
     /// Values that change while it runs.
     pub ramps: Vec<Ramp>,
+    /// What each peer's link is like; then it is all that is done.
+    pub profile: Option<Arc<Profile>>,
 }
 
 /// A chance, and how much one packet's fate is that of the one before.
@@ -267,7 +270,7 @@ impl Impairments {
     /// Whether a packet may have to wait.
     #[must_use]
     pub fn waits(&self) -> bool {
-        self.delay.is_some() || self.rate.is_some()
+        self.delay.is_some() || self.rate.is_some() || self.profile.is_some()
     }
 
     /// Whether a packet may be given a checksum that must stay wrong.
@@ -295,7 +298,7 @@ impl Impairments {
     /// The chance of a packet to be hit, if there is a single one.
     #[must_use]
     pub fn chance(&self) -> Option<f64> {
-        let Self { cut, loss, duplicate, corrupt, reorder: _, rate: _, delay: _, ramps } = self;
+        let Self { cut, loss, duplicate, corrupt, reorder: _, rate: _, delay: _, ramps, profile: _ } = self;
         if cut.is_some() {
             return Some(1.0);
         }
@@ -482,7 +485,7 @@ fn read_table(path: &Path) -> Result<Vec<i16>, Invalid> {
 
 impl fmt::Display for Impairments {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { cut, loss, duplicate, corrupt, reorder, rate, delay, ramps } = self;
+        let Self { cut, loss, duplicate, corrupt, reorder, rate, delay, ramps, profile } = self;
         let mut parts: Vec<String> = Vec::new();
         let first = |fault: &str, value: String| {
             let ramp = ramps.iter().find(|ramp| ramp.is_of(fault));
@@ -520,6 +523,9 @@ impl fmt::Display for Impairments {
         }
         if let Some(it) = delay {
             parts.push(first("delay", humantime::format_duration(it.time).to_string()) + &it.tail());
+        }
+        if let Some(profile) = profile {
+            parts.push(format!("--profile {}", profile.name));
         }
         f.write_str(&parts.join(" "))
     }
