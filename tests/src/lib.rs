@@ -19,6 +19,7 @@ mod doctor;
 mod ground;
 mod life;
 mod loss;
+mod profile;
 mod programs;
 mod sever;
 mod shape;
@@ -37,6 +38,7 @@ pub fn tests() -> Vec<&'static Test> {
         aim::TESTS,
         cut::TESTS,
         sever::TESTS,
+        profile::TESTS,
         programs::TESTS,
     ];
     files.into_iter().chain(life::TESTS.iter().copied()).flatten().collect()
