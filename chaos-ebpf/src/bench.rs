@@ -7,15 +7,18 @@
 use core::hint::black_box;
 
 use aya_ebpf::{
-    bindings::{TC_ACT_UNSPEC, xdp_action},
-    helpers::generated::bpf_get_prandom_u32,
+    bindings::{TC_ACT_OK, TC_ACT_UNSPEC, xdp_action},
+    helpers::generated::{bpf_clone_redirect, bpf_get_prandom_u32, bpf_ktime_get_ns},
     macros::{classifier, map, xdp},
     maps::{HashMap, LpmTrie, ProgramArray, lpm_trie::Key},
     programs::{TcContext, XdpContext},
 };
+use chaos_ebpf::figures::{MOST_PEERS, Peer};
 
 /// Where the source address lies in an IPv4 packet on Ethernet.
 const SOURCE: usize = 14 + 12;
+/// Where the destination address does.
+const DESTINATION: usize = 14 + 16;
 
 /// Whole addresses, as the real programs keep them.
 #[map]
@@ -24,6 +27,14 @@ static FL_ADDRESSES: HashMap<u32, u64> = HashMap::with_max_entries(65536, 0);
 /// Prefixes, likewise.
 #[map]
 static FL_PREFIXES: LpmTrie<u32, u64> = LpmTrie::with_max_entries(65536, 1);
+
+/// The peers of a profile, likewise.
+#[map]
+static FL_PEERS: HashMap<u32, Peer> = HashMap::with_max_entries(2 * MOST_PEERS, 1);
+
+/// The program that runs on the packets `fl_random_peer` makes.
+#[map]
+static FL_NEXT_TC: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
 /// The program that runs on the packets `fl_random_key` makes.
 #[map]
@@ -80,6 +91,58 @@ fn fl_random_key(context: XdpContext) -> u32 {
     // SAFETY: returns only if there is no program.
     unsafe { FL_NEXT.tail_call(&context, 0) };
     xdp_action::XDP_ABORTED
+}
+
+/// Looks the destination up among the peers, and at what it finds.
+#[classifier]
+fn fl_bare_peer(context: TcContext) -> i32 {
+    let found = destination(&context).map_or(0, wait_of);
+    if found == 0 { TC_ACT_OK } else { TC_ACT_UNSPEC }
+}
+
+/// Also reads the clock, and hands the packet to an interface that is not there: the helpers without which no packet
+/// waits.
+#[classifier]
+fn fl_bare_wait(context: TcContext) -> i32 {
+    let found = destination(&context).map_or(0, wait_of);
+    // SAFETY: takes nothing, returns a number.
+    let at = unsafe { bpf_ktime_get_ns() } + found;
+    let skb = context.skb.skb;
+    // SAFETY: the context the kernel called us with; its control block is the programs' own.
+    unsafe {
+        (*skb).cb[0] = at as u32;
+        (*skb).cb[1] = (at >> 32) as u32;
+        bpf_clone_redirect(skb, 0, 0);
+    }
+    TC_ACT_UNSPEC
+}
+
+/// As `fl_random_key`, of the destination, for tc.
+#[classifier]
+fn fl_random_peer(context: TcContext) -> i32 {
+    let Some(destination) = destination(&context) else { return TC_ACT_OK };
+    // SAFETY: takes nothing, returns a number.
+    let random = u64::from(unsafe { bpf_get_prandom_u32() });
+    let key = (random * u64::from(*black_box(&FL_KEYS))) >> 32;
+    // SAFETY: the destination address, as found, and nobody else has it now.
+    unsafe { *destination = (10 << 24 | (key as u32) << 8 | 1).to_be() };
+    // SAFETY: returns only if there is no program.
+    unsafe { FL_NEXT_TC.tail_call(&context, 0) };
+    TC_ACT_OK
+}
+
+/// How long a packet to this address is to wait, 0 for one that is not in the map.
+#[inline(always)]
+fn wait_of(destination: *mut u32) -> u64 {
+    // SAFETY: the destination address, as found; nothing changes the map while the programs run.
+    unsafe { FL_PEERS.get(*destination) }.map_or(0, |peer| peer.figures.wait)
+}
+
+/// The destination address, if the packet is long enough to have one.
+#[inline(always)]
+fn destination(context: &TcContext) -> Option<*mut u32> {
+    let at = context.data() + DESTINATION;
+    (at + 4 <= context.data_end()).then_some(at as *mut u32)
 }
 
 /// The source address, if the packet is long enough to have one.

@@ -1,5 +1,7 @@
 //! What a decision costs, by `BPF_PROG_TEST_RUN`: each program beside a bare one in the same run.
 
+mod profile;
+
 use std::{fmt, net::Ipv4Addr, os::fd::AsFd};
 
 use aya::{
@@ -131,7 +133,7 @@ fn main() -> Result<()> {
             }
         }
     }
-    Ok(())
+    profile::rows(tc)
 }
 
 /// Beside a bare program that looks the same address up in a map of the same peers and drops.
@@ -264,8 +266,13 @@ impl Bare {
 
     /// Behind the program that gives the packet another source address every time.
     fn random(&mut self, program: &ProgramFd, packet: &[u8]) -> Result<u32> {
-        let first = self.fd("fl_random_key")?;
-        let next = self.ebpf.map_mut("FL_NEXT").ok_or("no FL_NEXT")?;
+        self.behind("fl_random_key", "FL_NEXT", program, packet)
+    }
+
+    /// Behind this program, which goes on with what is in that map.
+    fn behind(&mut self, first: &str, map: &str, program: &ProgramFd, packet: &[u8]) -> Result<u32> {
+        let first = self.fd(first)?;
+        let next = self.ebpf.map_mut(map).ok_or_else(|| format!("no {map}"))?;
         let mut next: ProgramArray<&mut MapData> = next.try_into()?;
         next.set(0, program, 0)?;
         fastest(&first, packet)
