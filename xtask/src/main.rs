@@ -7,6 +7,7 @@ mod fidelity;
 mod guests;
 mod kernels;
 mod matrix;
+mod peers;
 mod setup;
 mod test;
 mod vm;
@@ -43,6 +44,8 @@ enum Command {
     Kernels,
     /// Measure what a decision costs, beside bare programs
     Bench,
+    /// Measure what gets through a link to many peers, in a guest, beside tc filters with netem classes
+    Peers,
     /// Measure how near faults are to what was asked, beside netem, and write docs/fidelity.md
     Fidelity {
         /// Only faults whose words contain one of these; nothing is written then
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Command::Vm(options) => guests::run(&options),
         Command::Kernels => kernels::run(),
         Command::Bench => bench::run(),
+        Command::Peers => peers::run(),
         Command::Fidelity { filter } => fidelity::run(&filter),
     };
     match result {

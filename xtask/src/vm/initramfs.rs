@@ -36,6 +36,7 @@ const NETWORK_MODULES: &[&str] = &[
     "sch_tbf",
     "sch_prio",
     "cls_bpf",
+    "cls_flower",
     "cls_matchall",
     "act_mirred",
     "act_bpf",
