@@ -27,6 +27,8 @@ pub mod program {
     pub const CONNECT: [&str; 2] = ["fl_connect4", "fl_connect6"];
     /// Run by hand: changes a peer's figures, see [`Change`](crate::figures::Change).
     pub const FIGURES: &str = "fl_figures";
+    /// A socket of a cgroup is made.
+    pub const SOCKET: &str = "fl_socket";
     /// What every name of ours begins with, in the kernel's listings.
     pub const PREFIX: &str = "fl_";
 }
@@ -55,6 +57,10 @@ pub mod map {
     pub const PROTOCOL: &str = "FL_PROTOCOL";
     /// Cgroup number to rule set.
     pub const CGROUPS: &str = "FL_CGROUPS";
+    /// Process, by its tgid, to rule set: it, and whom it has begun.
+    pub const PROCESSES: &str = "FL_PROCESSES";
+    /// Socket to rule set, for those that such processes have made.
+    pub const SOCKETS: &str = "FL_SOCKETS";
     /// Remote port to rule set; 65,536 entries when used.
     pub const REMOTE_PORT: &str = "FL_REMOTE_PORT";
     /// Local port to rule set; 65,536 entries when used.
@@ -147,7 +153,7 @@ pub struct Setup {
     pub any_local_port: u64,
     /// Rules that only keep others from acting.
     pub sparing: u64,
-    /// Rules that any socket, and none, satisfies; the others want one of a cgroup.
+    /// Rules that any socket, and none, satisfies; the others want one of a cgroup, or of a process.
     pub any_cgroup: u64,
     /// How deep the cgroups are that rules want, the root being 0; a level each.
     pub levels: [u8; MAX_LEVELS],
@@ -171,6 +177,10 @@ pub struct Setup {
     pub place: u32,
     /// How many `levels` there are.
     pub level_count: u32,
+    /// 1 if rules want sockets of processes.
+    pub processes: u32,
+    /// Where `real_parent` lies in the running kernel's `struct task_struct`, in bytes.
+    pub parent_offset: u32,
     /// Where the running kernel keeps what of cgroups.
     pub cgroup: CgroupOffsets,
     /// What is left alone whatever the rules say, a set of [`protect`] bits.
@@ -498,7 +508,7 @@ pub struct HookState {
 }
 
 const _: () = assert!(size_of::<Control>() == 24);
-const _: () = assert!(size_of::<Setup>() == 192);
+const _: () = assert!(size_of::<Setup>() == 200);
 const _: () = assert!(size_of::<Session>() == 24);
 const _: () = assert!(size_of::<Window>() == 24);
 const _: () = assert!(size_of::<Delay>() == 32);

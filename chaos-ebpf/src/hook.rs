@@ -42,6 +42,8 @@ static FL_SETUP: Setup = Setup {
     far_links: [0; 2],
     place: 0,
     level_count: 0,
+    processes: 0,
+    parent_offset: 0,
     cgroup: CgroupOffsets { of_socket: 0, level: 0, ancestors: 0, node: 0, node_id: 0 },
     protect: 0,
     session: Session { remote: [0; 4], remote_port: 0, local_port: 0, v6: 0 },

@@ -19,8 +19,8 @@ mod round;
 use aya_ebpf::{
     bindings::{TC_ACT_UNSPEC, xdp_action},
     helpers::generated::{bpf_ktime_get_ns, bpf_redirect},
-    macros::{cgroup_sock_addr, classifier, xdp},
-    programs::{SockAddrContext, TcContext, XdpContext},
+    macros::{cgroup_sock, cgroup_sock_addr, classifier, xdp},
+    programs::{SockAddrContext, SockContext, TcContext, XdpContext},
 };
 use chaos_ebpf::{
     abi::{Direction, HookState, Setup, effect},
@@ -61,6 +61,13 @@ fn fl_connect4(context: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(connect6)]
 fn fl_connect6(context: SockAddrContext) -> i32 {
     connect::connect(&context, Network::V6)
+}
+
+/// A socket that a process of a cgroup makes.
+#[cgroup_sock(sock_create)]
+fn fl_socket(context: SockContext) -> i32 {
+    owner::opened(&context);
+    1
 }
 
 /// Egress of a link's near end: the packet waits in the qdisc until its time has come.

@@ -1,7 +1,16 @@
 //! The maps, and the look-ups in them. The owner sizes a map that nothing uses down to one entry.
 
+use core::{
+    ffi::c_void,
+    ptr::{null, null_mut},
+};
+
 use aya_ebpf::{
-    macros::map,
+    bindings::{
+        BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE,
+    },
+    helpers::generated::bpf_sk_storage_get,
+    macros::{btf_map, map},
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
 };
 use chaos_ebpf::{
@@ -36,6 +45,10 @@ static FL_PROTOCOL: Array<u64> = Array::with_max_entries(256, 0);
 #[map]
 pub(crate) static FL_CGROUPS: HashMap<u64, u64> = HashMap::with_max_entries(1, 0);
 #[map]
+pub(crate) static FL_PROCESSES: HashMap<u32, u64> = HashMap::with_max_entries(1, 0);
+#[btf_map]
+pub(crate) static FL_SOCKETS: Sockets = Sockets::new();
+#[map]
 static FL_REMOTE_PORT: Array<u64> = Array::with_max_entries(65536, 0);
 #[map]
 static FL_LOCAL_PORT: Array<u64> = Array::with_max_entries(65536, 0);
@@ -67,6 +80,56 @@ pub(crate) static FL_PEERS6_IN: HashMap<[u32; 4], Peer> = HashMap::with_max_entr
 pub(crate) static FL_PEERS6_OUT: HashMap<[u32; 4], Peer> = HashMap::with_max_entries(PEERS, NO_PREALLOC);
 #[map]
 pub(crate) static FL_OTHERS: Array<Peer> = Array::with_max_entries(DIRECTIONS as u32, 0);
+
+/// What is kept with sockets, by a definition that the kernel finds in the BTF: the type, the flags and so on are the
+/// lengths of arrays. A connection that is accepted has what its listener has.
+#[repr(C)]
+pub(crate) struct Sockets {
+    r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
+    key: *const i32,
+    value: *const u64,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize],
+}
+
+// SAFETY: there is nothing behind its pointers, and the kernel shares the map.
+unsafe impl Sync for Sockets {}
+
+impl Sockets {
+    const fn new() -> Self {
+        Self { r#type: null(), key: null(), value: null(), max_entries: null(), map_flags: null() }
+    }
+
+    /// What is kept with a socket, 0 for nothing.
+    ///
+    /// # Safety
+    ///
+    /// It must be a socket, or null.
+    #[inline(always)]
+    pub(crate) unsafe fn get(&self, socket: *mut c_void) -> u64 {
+        let map = core::ptr::from_ref(self).cast_mut().cast();
+        if socket.is_null() {
+            return 0;
+        }
+        // SAFETY: as the caller warrants.
+        let found = unsafe { bpf_sk_storage_get(map, socket, null_mut(), 0) };
+        // SAFETY: in the map.
+        if found.is_null() { 0 } else { unsafe { *found.cast::<u64>() } }
+    }
+
+    /// Keeps this with a socket, unless something is.
+    ///
+    /// # Safety
+    ///
+    /// It must be a socket.
+    #[inline(always)]
+    pub(crate) unsafe fn keep(&self, socket: *mut c_void, mut rules: u64) {
+        let map = core::ptr::from_ref(self).cast_mut().cast();
+        let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
+        // SAFETY: as the caller warrants.
+        unsafe { bpf_sk_storage_get(map, socket, (&raw mut rules).cast(), flags) };
+    }
+}
 
 /// The rule tables above.
 pub(crate) struct Maps;

@@ -7,19 +7,23 @@
 use core::{ffi::c_void, hint::black_box};
 
 use aya_ebpf::{
-    bindings::{__sk_buff, bpf_sock, bpf_sock_tuple},
+    bindings::{__sk_buff, bpf_sock, bpf_sock_tuple, task_struct},
     helpers::generated::{
-        bpf_get_current_ancestor_cgroup_id, bpf_probe_read_kernel, bpf_sk_lookup_tcp, bpf_sk_lookup_udp,
-        bpf_sk_release, bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id,
+        bpf_get_current_ancestor_cgroup_id, bpf_get_current_task_btf, bpf_get_listener_sock,
+        bpf_probe_read_kernel, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release,
+        bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id,
     },
-    programs::TcContext,
+    programs::{SockContext, TcContext},
 };
 use chaos_ebpf::{
     abi::{Direction, HookState, MAX_LEVELS, Setup},
     packet::{Headers, Network, protocol},
 };
 
-use crate::maps::FL_CGROUPS;
+use crate::{
+    hook::setup,
+    maps::{FL_CGROUPS, FL_PROCESSES, FL_SOCKETS},
+};
 
 /// `BPF_F_CURRENT_NETNS`: that of the interface.
 const HERE: u64 = u64::MAX;
@@ -37,34 +41,103 @@ pub(crate) fn cgroup(
     // SAFETY: the context the kernel called us with.
     if matches!(direction, Direction::Out) && unsafe { bpf_skb_cgroup_id(skb) } != 0 {
         // SAFETY: as above, and a number.
-        return around(setup, |level| unsafe { bpf_skb_ancestor_cgroup_id(skb, level as i32) });
+        let rules = around(setup, |level| unsafe { bpf_skb_ancestor_cgroup_id(skb, level as i32) });
+        if setup.processes == 0 {
+            return rules;
+        }
+        return rules | sent_by(skb);
     }
     // A copy, made only here: else what is looked at by its address lies in memory for every packet.
     let found = look_up(skb, &black_box(*headers), direction);
     if found.is_null() {
         return 0;
     }
-    let socket = address(found, hook);
-    let at = &setup.cgroup;
-    let cgroup = read(socket + u64::from(at.of_socket));
-    let depth = read(cgroup + u64::from(at.level)) as u32;
-    let rules = around(setup, |level| {
-        if level > depth {
-            return 0;
-        }
-        let ancestor = read(cgroup + u64::from(at.ancestors) + 8 * u64::from(level));
-        read(read(ancestor + u64::from(at.node)) + u64::from(at.node_id))
-    });
+    let mut rules = 0;
+    if setup.processes != 0 {
+        // SAFETY: a socket that was found.
+        rules = unsafe { FL_SOCKETS.get(found.cast()) };
+    }
+    if setup.level_count != 0 {
+        rules |= of_socket(address(found, hook), setup);
+    }
     // SAFETY: a socket that was found, which is held until now.
     unsafe { bpf_sk_release(found.cast()) };
     rules
 }
 
-/// The rules that want the cgroup of the process that runs, or one around it.
+/// The rules that want the process whose socket sends this.
+#[inline(always)]
+fn sent_by(skb: *mut __sk_buff) -> u64 {
+    // SAFETY: the context the kernel called us with.
+    let socket = unsafe { (*skb).__bindgen_anon_2.sk };
+    if socket.is_null() {
+        return 0;
+    }
+    // SAFETY: the packet's socket.
+    match unsafe { FL_SOCKETS.get(socket.cast()) } {
+        // A connection that is not accepted yet is its listener's.
+        // SAFETY: as above; there may be none.
+        0 => unsafe { FL_SOCKETS.get(bpf_get_listener_sock(socket).cast()) },
+        rules => rules,
+    }
+}
+
+/// The rules that want the cgroup of the socket at this address, or one around it.
+#[inline(always)]
+fn of_socket(socket: u64, setup: &Setup) -> u64 {
+    let at = &setup.cgroup;
+    let cgroup = read(socket + u64::from(at.of_socket));
+    let depth = read(cgroup + u64::from(at.level)) as u32;
+    around(setup, |level| {
+        if level > depth {
+            return 0;
+        }
+        let ancestor = read(cgroup + u64::from(at.ancestors) + 8 * u64::from(level));
+        read(read(ancestor + u64::from(at.node)) + u64::from(at.node_id))
+    })
+}
+
+/// The rules that want the process that runs, or its cgroup, or one around it.
 #[inline(always)]
 pub(crate) fn current(setup: &Setup) -> u64 {
     // SAFETY: takes and returns a number.
-    around(setup, |level| unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) })
+    let rules = around(setup, |level| unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) });
+    rules | if setup.processes != 0 { current_process(setup) } else { 0 }
+}
+
+/// A process makes a socket: what it sends and receives is that process's from now on, whoever has it later.
+#[inline(always)]
+pub(crate) fn opened(context: &SockContext) {
+    let rules = current_process(setup());
+    if rules != 0 {
+        // SAFETY: the context the kernel called us with.
+        unsafe { FL_SOCKETS.keep(context.sock.cast(), rules) };
+    }
+}
+
+/// How many generations are looked back on. Whoever has lost those between is of the init process's.
+const GENERATIONS: u32 = 16;
+
+/// The rules that want the process that runs, or one that has begun it.
+#[inline(always)]
+fn current_process(setup: &Setup) -> u64 {
+    // SAFETY: takes nothing; the task is the current one and stays.
+    let mut task: *const task_struct = unsafe { bpf_get_current_task_btf() }.cast_const();
+    let mut rules = 0;
+    for _ in 0..GENERATIONS {
+        // SAFETY: the offsets are those of `tgid` and `real_parent` in the running kernel's BTF, which the verifier checks.
+        let (tgid, parent) = unsafe {
+            let task = task.cast::<u8>();
+            (
+                *task.add(setup.tgid_offset as usize).cast::<u32>(),
+                *task.add(setup.parent_offset as usize).cast::<*const task_struct>(),
+            )
+        };
+        // SAFETY: the owner never deletes an entry while a program can run.
+        rules |= unsafe { FL_PROCESSES.get(tgid) }.copied().unwrap_or(0);
+        task = parent;
+    }
+    rules
 }
 
 /// Where a socket lies, as a number. The helper that would say a socket's cgroup is not for tc programs; the kernel's

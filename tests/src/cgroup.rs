@@ -153,6 +153,14 @@ impl Drop for Cgroup {
 #[derive(Debug)]
 pub struct Inhabitant(Child);
 
+impl Inhabitant {
+    /// Its number.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
+
 impl Drop for Inhabitant {
     fn drop(&mut self) {
         let _ = self.0.kill();

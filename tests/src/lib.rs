@@ -13,6 +13,7 @@ pub mod stats;
 pub mod traffic;
 
 mod aim;
+mod by_process;
 mod cut;
 mod decoys;
 mod doctor;
@@ -36,6 +37,7 @@ pub fn tests() -> Vec<&'static Test> {
         loss::TESTS,
         shape::TESTS,
         aim::TESTS,
+        by_process::TESTS,
         cut::TESTS,
         sever::TESTS,
         profile::TESTS,

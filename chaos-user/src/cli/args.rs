@@ -13,7 +13,8 @@ use ipnet::IpNet;
 use crate::{
     spec::{
         Chance, Cut, Exclusion, FaultSpec, Impairments, Loss, NetSpec, Owner, Peer, Percent, PortRange,
-        Profile, Protocol, Ramp, Selectors, Sides, parse_count, parse_duration, parse_network, parse_whole,
+        Profile, Protocol, Ramp, Selectors, Sides, parse_count, parse_duration, parse_network, parse_pid,
+        parse_whole,
     },
     target::Netns,
 };
@@ -159,8 +160,8 @@ pub(super) struct FaultOptions {
     /// Let the first N matching packets through
     #[arg(long, value_name = "N", value_parser = parse_whole, allow_hyphen_values = true, default_value_t = 0, hide_default_value = true)]
     skip: u64,
-    /// Only packets from or to this other host: an address, a network, a name, @FILE, container:ID, unit:NAME or
-    /// cgroup:PATH
+    /// Only packets from or to this other host: an address, a network, a name, @FILE, container:ID, unit:NAME,
+    /// cgroup:PATH or pid:N
     #[arg(long, value_name = "PEER", conflicts_with_all = ["to", "from"])]
     peer: Vec<Peer>,
     /// Leave these alone: other hosts as for --peer, port:22, proto:icmp
@@ -175,6 +176,9 @@ pub(super) struct FaultOptions {
     /// Only packets of this container (Docker, containerd, CRI-O, Podman, runc)
     #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
     container: Vec<String>,
+    /// Only packets of sockets that this process has, or makes, or those it begins
+    #[arg(long, value_name = "PID", value_parser = parse_pid, allow_hyphen_values = true)]
+    pid: Vec<u32>,
     /// Act on N matching packets at most, those after the skipped ones
     #[arg(long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     first: Option<u64>,
@@ -187,7 +191,7 @@ pub(super) struct FaultOptions {
 #[derive(Debug, Args)]
 pub(super) struct RunOptions {
     /// The interface; that of the target's network namespace if it has one only
-    #[arg(long, value_name = "IFACE", value_parser = NonEmptyStringValueParser::new(), required_unless_present_any = ["cgroup", "unit", "container"])]
+    #[arg(long, value_name = "IFACE", value_parser = NonEmptyStringValueParser::new(), required_unless_present_any = ["cgroup", "unit", "container", "pid"])]
     dev: Option<String>,
     /// Network namespace of the interface: a name, a path, or pid:N for that of a process; that of the target if not
     /// given
@@ -357,7 +361,8 @@ impl FaultOptions {
     /// Whether the options go with a cut.
     fn check_cut(&self, cut: Option<Cut>) -> Result<(), &'static str> {
         let Some(cut) = cut else { return Ok(()) };
-        let Self { peer, direction, proto, from, sport, cgroup, unit, container, .. } = self;
+        let Self { peer, direction, proto, from, sport, cgroup, unit, container, pid, .. } = self;
+        let aimed = !(cgroup.is_empty() && unit.is_empty() && container.is_empty() && pid.is_empty());
         let tcp_alone = proto.iter().all(|proto| *proto == Protocol::Tcp);
         match cut {
             Cut::Partition if peer.is_empty() => {
@@ -366,8 +371,8 @@ impl FaultOptions {
             Cut::Reset | Cut::Timeout if !tcp_alone => {
                 Err("reset and timeout are of TCP connections: leave --proto out")
             }
-            Cut::Refuse(_) if cgroup.is_empty() && unit.is_empty() && container.is_empty() => {
-                Err("refuse needs to know whose connect() fails: --cgroup, --unit or --container")
+            Cut::Refuse(_) if !aimed => {
+                Err("refuse needs to know whose connect() fails: --cgroup, --unit, --container or --pid")
             }
             Cut::Refuse(_) if direction.is_some() || !from.is_empty() || !sport.is_empty() => Err(
                 "refuse comes before any packet: it has no --direction, and no --from or --sport are settled yet",
@@ -378,10 +383,11 @@ impl FaultOptions {
 
     /// Which packets.
     fn selectors(self) -> Selectors {
-        let Self { to, from, port, sport, proto, cgroup, unit, container, peer, exclude, .. } = self;
+        let Self { to, from, port, sport, proto, cgroup, unit, container, pid, peer, exclude, .. } = self;
         let owners = cgroup.into_iter().map(Owner::Cgroup);
         let owners = owners.chain(unit.into_iter().map(Owner::Unit));
-        let owners = owners.chain(container.into_iter().map(Owner::Container)).collect();
+        let owners = owners.chain(container.into_iter().map(Owner::Container));
+        let owners = owners.chain(pid.into_iter().map(Owner::Process)).collect();
         Selectors { to, from, port, sport, proto, owners, peers: peer, excluded: exclude }
     }
 }

@@ -21,7 +21,9 @@ use crate::{
     },
     session::{self, Armed, Ending, Plan, Prepared, RunReport, SessionError, Signals, watch},
     spec::{Exclusion, FaultSpec, NetSpec, Owner, Selectors},
-    target::{Cgroup, CgroupError, Device, DeviceError, Home, Netns, Protected, addresses, current_netns},
+    target::{
+        Cgroup, CgroupError, Device, DeviceError, Home, Netns, Protected, Target, addresses, current_netns,
+    },
 };
 
 /// Does to packets what was asked until its time is over or something ends it.
@@ -67,14 +69,19 @@ pub(super) fn run(first: FaultSpec, further: Vec<FaultSpec>, options: &RunOption
 /// The rules of all faults, with everybody they speak of looked up.
 fn rules(
     spec: &NetSpec,
-    targets: &[(Owner, Cgroup)],
+    targets: &[(Owner, Target)],
     network: Option<&Netns>,
 ) -> Result<Vec<fault::Rule>, CliError> {
     let here = network.map_or_else(|| Ok(current_netns()?), |netns| netns.inode().map_err(CliError::from))?;
     let found = |fault: &FaultSpec| {
         let Selectors { owners, peers, excluded, .. } = &fault.selectors;
-        let aimed = targets.iter().filter(|(owner, _)| owners.contains(owner));
-        let cgroups = aimed.map(|(_, cgroup)| CgroupId { id: cgroup.id, level: cgroup.level }).collect();
+        let (mut cgroups, mut processes) = (Vec::new(), Vec::new());
+        for (_, target) in targets.iter().filter(|(owner, _)| owners.contains(owner)) {
+            match target {
+                Target::Cgroup(Cgroup { id, level, .. }) => cgroups.push(CgroupId { id: *id, level: *level }),
+                Target::Process(tree) => processes.push(tree.pid),
+            }
+        }
         let mut all = Vec::new();
         for peer in peers {
             all.extend(addresses(peer, here).map_err(CliError::Peer)?);
@@ -86,24 +93,24 @@ fn rules(
         let excluded = excluded.iter().map(of).collect::<Result<Vec<_>, _>>()?;
         let lost = all.iter().find(|peer| excluded.iter().flatten().any(|other| other.contains(*peer)));
         lost.map_or(Ok(()), |peer| Err(CliError::PeerExcluded { peer: *peer }))?;
-        Ok::<_, CliError>(Found { cgroups, peers: all, excluded })
+        Ok::<_, CliError>(Found { cgroups, processes, peers: all, excluded })
     };
     let faults = spec.faults.iter().map(|fault| Ok((fault, found(fault)?)));
     Ok(fault::check(net::rules(&faults.collect::<Result<Vec<_>, CliError>>()?))?)
 }
 
-/// The cgroups of everybody a fault is aimed at, each once.
-fn targets(spec: &NetSpec) -> Result<Vec<(Owner, Cgroup)>, CliError> {
+/// Everybody a fault is aimed at, each once.
+fn targets(spec: &NetSpec) -> Result<Vec<(Owner, Target)>, CliError> {
     let owners: BTreeSet<_> = spec.faults.iter().flat_map(|fault| &fault.selectors.owners).collect();
-    owners.into_iter().map(|owner| Ok((owner.clone(), Cgroup::find(owner)?))).collect()
+    owners.into_iter().map(|owner| Ok((owner.clone(), Target::find(owner)?))).collect()
 }
 
 /// The network namespace that was named, or that of the targets.
-fn network(spec: &NetSpec, targets: &[(Owner, Cgroup)]) -> Result<Option<Netns>, CliError> {
+fn network(spec: &NetSpec, targets: &[(Owner, Target)]) -> Result<Option<Netns>, CliError> {
     let mut processes = Vec::new();
-    for (owner, cgroup) in targets {
+    for (owner, target) in targets {
         // Also where the namespace was named: a target nobody is in is none.
-        match cgroup.network(owner) {
+        match target.network(owner) {
             Err(CgroupError::Scattered { .. }) if spec.netns.is_some() || !spec.acts_on_packets() => {}
             found => processes.push((owner, found?)),
         }
@@ -148,11 +155,11 @@ fn cause(error: SessionError, device: Option<&str>) -> CliError {
     }
 }
 
-fn plan(spec: &NetSpec, rules: Vec<fault::Rule>, targets: Vec<(Owner, Cgroup)>) -> Result<Plan, CliError> {
+fn plan(spec: &NetSpec, rules: Vec<fault::Rule>, targets: Vec<(Owner, Target)>) -> Result<Plan, CliError> {
     let device = if spec.acts_on_packets() { Some(device(spec, &rules)?) } else { None };
     let seed = spec.seed.map_or_else(draw_seed, Ok)?;
     let limit = spec.limit.unwrap_or(net::MOST_WAITING);
-    let targets = targets.into_iter().map(|(_, cgroup)| cgroup).collect();
+    let targets = targets.into_iter().map(|(_, target)| target).collect();
     let refuses = rules.iter().any(|rule| rule.direction == Direction::Connect);
     let protected = if spec.include_protected { Protected::default() } else { Protected::all(refuses) };
     let NetSpec { duration, exact, .. } = *spec;

@@ -228,7 +228,7 @@ fn verdict(ending: Ending, code: Code) -> (&'static str, String) {
             ),
         ),
         Ending::DeviceGone => ("aborted", "the interface is gone".into()),
-        Ending::TargetGone => ("aborted", "the cgroup it was aimed at is gone".into()),
+        Ending::TargetGone => ("aborted", "whom it was aimed at is gone".into()),
         Ending::Unheard => ("aborted", "nobody reads its output any more".into()),
     }
 }

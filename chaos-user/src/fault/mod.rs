@@ -53,7 +53,9 @@ impl Rule {
             (Fault::Rate, rate.is_some()),
             (Fault::Delay, delay.is_some() || profile.is_some()),
         ];
-        let aimed = (!self.matches.cgroups.is_empty()).then_some(Fault::Aim);
+        let by_cgroup = (!self.matches.cgroups.is_empty()).then_some(Fault::Aim);
+        let by_process = (!self.matches.processes.is_empty()).then_some(Fault::AimAtProcess);
+        let aimed = by_cgroup.into_iter().chain(by_process);
         there.into_iter().filter(|(_, there)| *there).map(|(fault, _)| fault).chain(aimed).collect()
     }
 
@@ -100,6 +102,8 @@ pub struct Match {
     pub protocols: Vec<u8>,
     /// The cgroups of this host's sockets.
     pub cgroups: Vec<CgroupId>,
+    /// The processes that have made these, themselves or by those they have begun.
+    pub processes: Vec<u32>,
 }
 
 impl Match {

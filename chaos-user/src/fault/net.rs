@@ -17,6 +17,8 @@ use crate::spec::{self, Cut, Exclusion, FaultSpec, Impairments, Loss, Profile, S
 pub struct Found {
     /// The cgroups of its owners.
     pub cgroups: Vec<CgroupId>,
+    /// The processes among these, by number.
+    pub processes: Vec<u32>,
     /// The addresses of its peers.
     pub peers: Vec<IpNet>,
     /// Those of its exclusions, by their place among these.
@@ -85,7 +87,7 @@ fn matches(spec: &FaultSpec, direction: Direction, found: &Found) -> Match {
         proto.push(spec::Protocol::Tcp);
     }
     let protocols = proto.into_iter().flat_map(spec::Protocol::numbers).collect();
-    let cgroups = found.cgroups.clone();
+    let (cgroups, processes) = (found.cgroups.clone(), found.processes.clone());
     let (mut remote, local, remote_ports, local_ports) =
         if direction == Direction::In && spec.sides != Sides::Both {
             (from, to, sport, port)
@@ -94,7 +96,7 @@ fn matches(spec: &FaultSpec, direction: Direction, found: &Found) -> Match {
         };
     // The command line lets only one of the two be given.
     remote.extend(&found.peers);
-    Match { remote, local, remote_ports, local_ports, protocols, cgroups }
+    Match { remote, local, remote_ports, local_ports, protocols, cgroups, processes }
 }
 
 /// What the kernel is told to do, after this time: all of a rule but its end and its window.

@@ -29,6 +29,8 @@ pub struct Tables {
     pub protocols: BTreeMap<u8, u64>,
     /// By a cgroup's number.
     pub cgroups: BTreeMap<u64, u64>,
+    /// By a process's number.
+    pub processes: BTreeMap<u32, u64>,
     /// By port, for each end.
     pub ports: BTreeMap<(End, u16), u64>,
     /// By IPv4 prefix, for each end: whole addresses are those of length 32.
@@ -79,8 +81,12 @@ impl Tables {
         for protocol in &matches.protocols {
             *self.protocols.entry(*protocol).or_default() |= bit;
         }
-        if !matches.cgroups.is_empty() {
+        if !matches.cgroups.is_empty() || !matches.processes.is_empty() {
             self.setup.any_cgroup &= !bit;
+        }
+        for process in &matches.processes {
+            *self.processes.entry(*process).or_default() |= bit;
+            self.setup.processes = 1;
         }
         for CgroupId { id, level } in &matches.cgroups {
             *self.cgroups.entry(*id).or_default() |= bit;
@@ -264,7 +270,7 @@ mod tests {
             |(out, remote, local, remote_ports, local_ports, protocols)| Rule {
                 label: String::new(),
                 direction: if out { Direction::Out } else { Direction::In },
-                matches: Match { remote, local, remote_ports, local_ports, protocols, cgroups: Vec::new() },
+                matches: Match { remote, local, remote_ports, local_ports, protocols, ..Match::default() },
                 window: Window::ALL,
                 impairments: Impairments::default(),
                 spares: Vec::new(),

@@ -2,10 +2,11 @@
 
 use std::{
     fs::File,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
 };
 
+use aya::programs::ProgramFd;
 use aya_obj::generated::{BPF_F_BEFORE, XDP_FLAGS_DRV_MODE, bpf_attach_type};
 use chaos_ebpf::abi::{Direction, program};
 
@@ -86,22 +87,42 @@ impl Attachment {
         let folder =
             File::open(cgroup).map_err(|source| Error::new("open", cgroup.display().to_string(), source))?;
         let [v4, v6] = program::CONNECT;
-        let mut attach = |name, hook| {
-            let program = programs.connect(name)?.as_fd();
-            let link = sys::link(program, Target::File(folder.as_fd()), hook, 0)?;
-            let info = sys::link_info(link.as_fd())?;
-            Ok(Self {
-                direction: Direction::Connect,
-                mechanism: Mechanism::CgroupConnect,
-                why: "the only choice, and it works here".into(),
-                program: info.program,
-                hold: Hold::Link(link, info.id),
-            })
-        };
+        let (folder, mechanism) = (folder.as_fd(), Mechanism::CgroupConnect);
+        let of_v4 = bpf_attach_type::BPF_CGROUP_INET4_CONNECT;
+        let of_v6 = bpf_attach_type::BPF_CGROUP_INET6_CONNECT;
         Ok([
-            attach(v4, bpf_attach_type::BPF_CGROUP_INET4_CONNECT)?,
-            attach(v6, bpf_attach_type::BPF_CGROUP_INET6_CONNECT)?,
+            Self::by_cgroup(programs.connect(v4)?, folder, of_v4, mechanism)?,
+            Self::by_cgroup(programs.connect(v6)?, folder, of_v6, mechanism)?,
         ])
+    }
+
+    /// Attaches the program of new sockets to a cgroup.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn of_sockets(programs: &mut Programs, cgroup: &Path) -> Result<Self> {
+        let folder =
+            File::open(cgroup).map_err(|source| Error::new("open", cgroup.display().to_string(), source))?;
+        let hook = bpf_attach_type::BPF_CGROUP_INET_SOCK_CREATE;
+        Self::by_cgroup(programs.socket()?, folder.as_fd(), hook, Mechanism::CgroupSock)
+    }
+
+    fn by_cgroup(
+        program: &ProgramFd,
+        folder: BorrowedFd<'_>,
+        hook: bpf_attach_type,
+        mechanism: Mechanism,
+    ) -> Result<Self> {
+        let link = sys::link(program.as_fd(), Target::File(folder), hook, 0)?;
+        let info = sys::link_info(link.as_fd())?;
+        Ok(Self {
+            direction: Direction::Connect,
+            mechanism,
+            why: "the only choice, and it works here".into(),
+            program: info.program,
+            hold: Hold::Link(link, info.id),
+        })
     }
 
     /// The link's number, if a link holds it.

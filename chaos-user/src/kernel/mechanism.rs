@@ -28,6 +28,8 @@ pub enum Mechanism {
     CgroupSkb,
     /// `connect(2)` in a cgroup, with an errno of our choice (`bpf_set_retval`).
     CgroupConnect,
+    /// Sockets that are made in a cgroup.
+    CgroupSock,
     /// BPF LSM hooks that really run.
     Lsm,
     /// The start of a kernel function.
@@ -62,7 +64,7 @@ pub enum Mechanism {
 
 impl Mechanism {
     /// All, in the order the doctor prints them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         M::Btf,
         M::TestRun,
         M::XdpNative,
@@ -75,6 +77,7 @@ impl Mechanism {
         M::CgroupV2,
         M::CgroupSkb,
         M::CgroupConnect,
+        M::CgroupSock,
         M::Lsm,
         M::Fentry,
         M::Fexit,
@@ -102,6 +105,7 @@ impl Mechanism {
             M::CgroupV2 => "cgroup_v2",
             M::CgroupSkb => "cgroup_skb",
             M::CgroupConnect => "cgroup_connect",
+            M::CgroupSock => "cgroup_sock",
             M::Lsm => "lsm",
             M::Fentry => "fentry",
             M::Fexit => "fexit",
@@ -133,7 +137,7 @@ impl Mechanism {
                 "load the modules sch_ingress and cls_bpf (CONFIG_NET_SCH_INGRESS, CONFIG_NET_CLS_BPF)"
             }
             M::CgroupV2 => "mount it: mount -t cgroup2 none DIRECTORY",
-            M::CgroupSkb => "use a kernel with CONFIG_CGROUP_BPF=y",
+            M::CgroupSkb | M::CgroupSock => "use a kernel with CONFIG_CGROUP_BPF=y",
             M::CgroupConnect => "use Linux 5.18 or newer (bpf_set_retval) with CONFIG_CGROUP_BPF=y",
             M::Lsm => "use a kernel with CONFIG_BPF_LSM=y, and add bpf to its lsm= boot parameter",
             M::Fentry | M::Fexit => {
@@ -187,6 +191,8 @@ pub enum Fault {
     Refuse,
     /// Any of these, for the sockets of a cgroup alone.
     Aim,
+    /// The same for those of a process.
+    AimAtProcess,
 }
 
 impl Fault {
@@ -203,6 +209,7 @@ impl Fault {
             Self::Timeout => "timeout",
             Self::Refuse => "refuse",
             Self::Aim => "cgroup",
+            Self::AimAtProcess => "pid",
         }
     }
 }
@@ -258,6 +265,11 @@ pub const WAYS: &[Way] = &[
     way(Fault::Timeout, Direction::Out, M::Clsact,   &[M::Btf]),
     way(Fault::Refuse, Direction::Connect, M::CgroupConnect, &[M::Btf, M::CgroupV2]),
     way(Fault::Aim, Direction::Connect, M::CgroupConnect,    &[M::Btf, M::CgroupV2]),
+    way(Fault::AimAtProcess, Direction::Connect, M::CgroupConnect, &[M::Btf, M::CgroupV2, M::CgroupSock]),
+    way(Fault::AimAtProcess, Direction::In,  M::Tcx,    &[M::Btf, M::CgroupV2, M::CgroupSock]),
+    way(Fault::AimAtProcess, Direction::In,  M::Clsact, &[M::Btf, M::CgroupV2, M::CgroupSock]),
+    way(Fault::AimAtProcess, Direction::Out, M::Tcx,    &[M::Btf, M::CgroupV2, M::CgroupSock]),
+    way(Fault::AimAtProcess, Direction::Out, M::Clsact, &[M::Btf, M::CgroupV2, M::CgroupSock]),
     way(Fault::Aim, Direction::In,  M::Tcx,          &[M::Btf, M::CgroupV2]),
     way(Fault::Aim, Direction::In,  M::Clsact,       &[M::Btf, M::CgroupV2]),
     way(Fault::Aim, Direction::Out, M::Tcx,          &[M::Btf, M::CgroupV2]),

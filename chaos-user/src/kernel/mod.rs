@@ -16,6 +16,7 @@ pub mod peers;
 pub mod probe;
 pub mod prod;
 pub mod programs;
+pub mod sockets;
 pub mod sys;
 
 use std::io;

@@ -1,11 +1,14 @@
 //! Loads the programs, specialised for one run, and fills their maps.
 
-use std::{io, os::fd::AsFd};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
 
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Array, HashMap, LpmTrie, Map, PerCpuArray, PerCpuValues, lpm_trie::Key},
-    programs::{CgroupSockAddr, Program, ProgramError, ProgramFd, SchedClassifier, Xdp},
+    maps::{Array, HashMap, LpmTrie, Map, PerCpuArray, PerCpuValues, SkStorage, lpm_trie::Key},
+    programs::{CgroupSock, CgroupSockAddr, Program, ProgramError, ProgramFd, SchedClassifier, Xdp},
     util::nr_cpus,
 };
 use chaos_ebpf::{
@@ -79,6 +82,7 @@ impl Programs {
             owner_tgid: environment.owner_tgid,
             ethernet: environment.ethernet.into(),
             tgid_offset: types.offset("task_struct", "tgid")?,
+            parent_offset: types.offset("task_struct", "real_parent")?,
             ifindex: environment.ifindex,
             place: environment.place,
             links: environment.near,
@@ -118,6 +122,10 @@ impl Programs {
         let mut cgroups: HashMap<_, u64, u64> = self.typed(map::CGROUPS)?;
         for (id, rules) in &tables.cgroups {
             cgroups.insert(id, rules, 0).map_err(|error| Error::aya("write", map::CGROUPS, &error))?;
+        }
+        let mut processes: HashMap<_, u32, u64> = self.typed(map::PROCESSES)?;
+        for (pid, rules) in &tables.processes {
+            processes.insert(pid, rules, 0).map_err(|error| Error::aya("write", map::PROCESSES, &error))?;
         }
         for (end, name) in [(End::Remote, map::REMOTE_PORT), (End::Local, map::LOCAL_PORT)] {
             let mut ports: Array<_, u64> = self.typed(name)?;
@@ -245,6 +253,29 @@ impl Programs {
         tc.fd().map_err(|error| refused(name, error))
     }
 
+    /// Loads the program of new sockets and returns its fd.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, with the end of the verifier's log.
+    pub fn socket(&mut self) -> Result<&ProgramFd> {
+        let socket: &mut CgroupSock = self.program(program::SOCKET)?;
+        if socket.fd().is_err() {
+            socket.load().map_err(|error| refused(program::SOCKET, error))?;
+        }
+        socket.fd().map_err(|error| refused(program::SOCKET, error))
+    }
+
+    /// Has a socket be one that these rules want.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn mark(&mut self, socket: &OwnedFd, rules: u64) -> Result<()> {
+        let mut sockets: SkStorage<_, u64> = self.typed(map::SOCKETS)?;
+        sockets.insert(socket, rules, 0).map_err(|error| Error::aya("write", map::SOCKETS, &error))
+    }
+
     fn program<'a, P>(&'a mut self, name: &'static str) -> Result<&'a mut P>
     where
         &'a mut P: TryFrom<&'a mut Program>,
@@ -315,6 +346,7 @@ fn sizes(tables: &Tables) -> Vec<(&'static str, u32)> {
     let mut sizes = vec![
         (map::DEVIATIONS, tables.deviations.entries.len() as u32),
         (map::CGROUPS, tables.cgroups.len() as u32),
+        (map::PROCESSES, tables.processes.len() as u32),
         (map::HANDSHAKES, if tables.setup.effects & effect::TIMEOUT == 0 { 1 } else { 1 << 16 }),
     ];
     let idle = map::PEERS4.iter().zip(map::PEERS6).zip(&tables.profile).filter(|(_, used)| used.is_none());

@@ -45,7 +45,7 @@ use crate::{
         prod::Prod,
         programs::{Environment, Programs},
     },
-    target::{self, Cgroup, Device, Protected},
+    target::{self, CgroupError, Device, Protected, Target},
 };
 use journal::Journal;
 use lease::Lease;
@@ -57,7 +57,7 @@ pub struct Plan {
     /// The interface; none where no packets are hit.
     pub device: Option<Device>,
     /// Whose packets; without any, everybody's.
-    pub targets: Vec<Cgroup>,
+    pub targets: Vec<Target>,
     /// The rules, at most [`MAX_RULES`](chaos_ebpf::abi::MAX_RULES).
     pub rules: Vec<Rule>,
     /// Seed of the random numbers.
@@ -74,10 +74,19 @@ pub struct Plan {
 
 impl Plan {
     /// The targets whose connections are refused.
-    fn refused(&self) -> impl Iterator<Item = &Cgroup> {
-        let connects = self.rules.iter().filter(|rule| rule.direction == Direction::Connect);
-        let ids: Vec<u64> = connects.flat_map(|rule| &rule.matches.cgroups).map(|cgroup| cgroup.id).collect();
-        self.targets.iter().filter(move |cgroup| ids.contains(&cgroup.id))
+    fn refused(&self) -> impl Iterator<Item = &Target> {
+        let connects: Vec<_> = self
+            .rules
+            .iter()
+            .filter(|rule| rule.direction == Direction::Connect)
+            .map(|rule| &rule.matches)
+            .collect();
+        self.targets.iter().filter(move |target| match target {
+            Target::Cgroup(cgroup) => {
+                connects.iter().flat_map(|it| &it.cgroups).any(|wanted| wanted.id == cgroup.id)
+            }
+            Target::Process(tree) => connects.iter().any(|it| it.processes.contains(&tree.pid)),
+        })
     }
 
     /// Where it acts, for people.
@@ -108,6 +117,9 @@ pub enum SessionError {
     /// What had been attached could not be removed again.
     #[error(transparent)]
     Dirty(#[from] Dirty),
+    /// The target has gone meanwhile.
+    #[error(transparent)]
+    Target(#[from] CgroupError),
     /// The connections that are to be reset could not be looked up.
     #[error("look up open connections: {0}")]
     Flows(#[from] PreviewError),
@@ -225,8 +237,19 @@ impl Prepared {
                 change::features_off(device.ifindex, journal)?;
             }
         }
-        for cgroup in plan.refused() {
-            attachments.extend(Attachment::to_cgroup(&mut programs, &cgroup.path)?);
+        for target in plan.refused() {
+            attachments.extend(Attachment::to_cgroup(&mut programs, target.folder())?);
+        }
+        for target in &plan.targets {
+            let Target::Process(tree) = target else { continue };
+            // New ones first: those that are made meanwhile are not to be missed.
+            attachments.push(Attachment::of_sockets(&mut programs, &tree.folder)?);
+            let rules = tables.processes.get(&tree.pid).copied().unwrap_or(0);
+            for process in target.processes()? {
+                for socket in kernel::sockets::of(process)? {
+                    programs.mark(&socket, rules)?;
+                }
+            }
         }
         let detours = detours.into_iter().map(|(_, detour)| detour).collect();
         let prod = plan.rules.iter().any(Rule::resets).then(Prod::open).transpose()?;

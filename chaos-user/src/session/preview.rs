@@ -63,8 +63,8 @@ pub struct PreviewHook {
 /// Some processes.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct PreviewTarget {
-    /// Their cgroup.
-    pub cgroup: String,
+    /// Their cgroup, or the first of them.
+    pub target: String,
     /// They.
     pub processes: Vec<Named>,
 }
@@ -114,9 +114,9 @@ impl Plan {
     /// [`PreviewError`].
     pub fn preview(&self) -> Result<Preview, PreviewError> {
         let mut targets = Vec::new();
-        for cgroup in &self.targets {
-            let processes = target::names(&cgroup.processes()?);
-            targets.push(PreviewTarget { cgroup: cgroup.path.display().to_string(), processes });
+        for target in &self.targets {
+            let processes = target::names(&target.processes()?);
+            targets.push(PreviewTarget { target: target.to_string(), processes });
         }
         let flows = self.flows()?.into_iter().filter_map(|flow| self.hits(flow)).collect();
         let hooks = self.would_attach();
@@ -135,8 +135,8 @@ impl Plan {
     /// The connections now open of those that are aimed at.
     fn flows(&self) -> Result<Vec<Flow>, PreviewError> {
         let mut processes = Vec::new();
-        for cgroup in &self.targets {
-            processes.extend(cgroup.processes()?);
+        for target in &self.targets {
+            processes.extend(target.processes()?);
         }
         Ok(target::flows((!self.targets.is_empty()).then_some(&processes[..]))?)
     }
@@ -248,10 +248,10 @@ impl fmt::Display for Preview {
         match &targets[..] {
             [] => writeln!(f, "  target: everybody who uses {device}")?,
             targets => {
-                for PreviewTarget { cgroup, processes } in targets {
+                for PreviewTarget { target, processes } in targets {
                     let names: Vec<_> =
                         processes.iter().map(|it| format!("{} ({})", it.name, it.pid)).collect();
-                    writeln!(f, "  target: {cgroup}: {}", names.join(", "))?;
+                    writeln!(f, "  target: {target}: {}", names.join(", "))?;
                 }
             }
         }

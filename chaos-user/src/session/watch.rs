@@ -18,7 +18,7 @@ use nix::{
 use super::{Armed, Lapsed, RENEWAL, RunReport, SessionError};
 use crate::{
     kernel::{self, clock},
-    target::Cgroup,
+    target::Target,
 };
 
 /// How soon a vanished interface is noticed.
@@ -38,7 +38,7 @@ pub enum Ending {
     Lapsed(Lapsed),
     /// The interface is gone.
     DeviceGone,
-    /// All cgroups that were aimed at are gone.
+    /// All that was aimed at is gone.
     TargetGone,
     /// Nobody reads what it prints.
     Unheard,
@@ -158,7 +158,7 @@ impl Armed {
             return Ok(Some(Ending::Lapsed(lapsed)));
         }
         let targets = &self.prepared.plan.targets;
-        if !targets.is_empty() && !targets.iter().any(Cgroup::exists) {
+        if !targets.is_empty() && !targets.iter().any(Target::exists) {
             return Ok(Some(Ending::TargetGone));
         }
         for attachment in &self.prepared.attachments {

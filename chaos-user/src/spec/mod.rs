@@ -20,7 +20,9 @@ pub use peer::{Exclusion, Peer};
 pub use percent::Percent;
 pub use profile::{BUILT_IN, Link, Profile, Side};
 pub use ramp::Ramp;
-pub use select::{PortRange, Protocol, Selectors, parse_count, parse_duration, parse_network, parse_whole};
+pub use select::{
+    PortRange, Protocol, Selectors, parse_count, parse_duration, parse_network, parse_pid, parse_whole,
+};
 pub use units::show_rate;
 
 /// Text that means nothing we know.

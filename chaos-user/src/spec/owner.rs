@@ -1,4 +1,4 @@
-//! Whose packets: what was typed after `--cgroup`, `--unit` and `--container`.
+//! Whose packets: what was typed after `--cgroup`, `--unit`, `--container` and `--pid`.
 
 use std::fmt;
 
@@ -11,6 +11,8 @@ pub enum Owner {
     Unit(String),
     /// A container: its id, or how that begins.
     Container(String),
+    /// A process, with those it has begun: its number.
+    Process(u32),
 }
 
 impl Owner {
@@ -21,14 +23,17 @@ impl Owner {
             Self::Cgroup(_) => "--cgroup",
             Self::Unit(_) => "--unit",
             Self::Container(_) => "--container",
+            Self::Process(_) => "--pid",
         }
     }
 
     /// What was typed after it.
     #[must_use]
-    pub fn name(&self) -> &str {
-        let (Self::Cgroup(name) | Self::Unit(name) | Self::Container(name)) = self;
-        name
+    pub fn name(&self) -> String {
+        match self {
+            Self::Cgroup(name) | Self::Unit(name) | Self::Container(name) => name.clone(),
+            Self::Process(pid) => pid.to_string(),
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::{fmt, path::PathBuf, str::FromStr};
 
 use ipnet::IpNet;
 
-use super::{Invalid, Owner, PortRange, Protocol, parse_network};
+use super::{Invalid, Owner, PortRange, Protocol, parse_network, parse_pid};
 
 /// Other hosts.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,6 +33,7 @@ impl FromStr for Peer {
             Some(("cgroup", path)) => return of(Owner::Cgroup, path),
             Some(("unit", name)) => return of(Owner::Unit, name),
             Some(("container", id)) => return of(Owner::Container, id),
+            Some(("pid", pid)) => return parse_pid(pid).map(|pid| Self::Processes(Owner::Process(pid))),
             _ => {}
         }
         match parse_network(text) {
@@ -47,7 +48,7 @@ impl FromStr for Peer {
 
 fn bad() -> Invalid {
     Invalid::new(
-        "not a peer; write an address, a network as 10.0.0.0/8, a name, @FILE, container:ID, unit:NAME or cgroup:PATH",
+        "not a peer; write an address, a network as 10.0.0.0/8, a name, @FILE, container:ID, unit:NAME, cgroup:PATH or pid:N",
     )
 }
 

@@ -106,6 +106,16 @@ pub fn parse_count(text: &str) -> Result<u64, Invalid> {
         .ok_or_else(|| Invalid::new("not a count; write 1, 2, 3 and so on"))
 }
 
+/// A process's number.
+///
+/// # Errors
+///
+/// [`Invalid`] for anything else.
+pub fn parse_pid(text: &str) -> Result<u32, Invalid> {
+    let pid = text.parse::<u32>().ok().filter(|pid| (1..=i32::MAX.cast_unsigned()).contains(pid));
+    pid.ok_or_else(|| Invalid::new("not a process's number, which is 1 or more"))
+}
+
 /// Ports from `first` to `last`, both included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortRange {

@@ -2,7 +2,6 @@
 //! the hierarchy says it all.
 
 use std::{
-    collections::BTreeSet,
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -55,12 +54,26 @@ pub enum CgroupError {
         found: Vec<PathBuf>,
     },
     /// Nobody is in it.
-    #[error("{owner}: there is no process in {} or below it: an empty target", path.display())]
+    #[error("{owner}: there is no process in {place}: an empty target")]
     Empty {
         /// What was asked for.
         owner: Owner,
-        /// The cgroup.
-        path: PathBuf,
+        /// Where nobody is.
+        place: String,
+    },
+    /// No such process.
+    #[error("{owner}: there is no such process, or it has ended")]
+    NoProcess {
+        /// What was asked for.
+        owner: Owner,
+    },
+    /// Numbers that mean others.
+    #[error(
+        "{owner}: processes have other numbers in this pid namespace; run it in the host's (hostPID, --pid host)"
+    )]
+    PidNamespace {
+        /// What was asked for.
+        owner: Owner,
     },
     /// Its processes do not share one network.
     #[error("{owner}: its processes are in {count} network namespaces; say in which one with --netns")]
@@ -101,7 +114,7 @@ impl Cgroup {
     /// # Errors
     ///
     /// [`CgroupError`]; nothing was changed.
-    pub fn find(owner: &Owner) -> Result<Self, CgroupError> {
+    pub(super) fn find(owner: &Owner) -> Result<Self, CgroupError> {
         let root = probe::cgroup_root()?.ok_or_else(|| CgroupError::NoHierarchy { owner: owner.clone() })?;
         let unknown = |what| CgroupError::Unknown { owner: owner.clone(), what, root: root.clone() };
         let only = |what, found| one(owner, found)?.ok_or_else(|| unknown(what));
@@ -123,6 +136,7 @@ impl Cgroup {
                 only("unit", named(&root, |folder| folder == name))?
             }
             Owner::Container(id) => only("container", named(&root, |folder| is_container(folder, id)))?,
+            Owner::Process(_) => return Err(unknown("cgroup")),
         };
         let file = |source| CgroupError::File { path: path.clone(), source };
         let id = fs::metadata(&path).map_err(file)?.ino();
@@ -160,28 +174,6 @@ impl Cgroup {
     #[must_use]
     pub fn exists(&self) -> bool {
         fs::metadata(&self.path).is_ok_and(|folder| folder.ino() == self.id)
-    }
-
-    /// A process by whose `/proc` folder the one network namespace of all that are in the cgroup can be entered.
-    ///
-    /// # Errors
-    ///
-    /// [`CgroupError::Empty`], or that there are several.
-    pub fn network(&self, owner: &Owner) -> Result<u32, CgroupError> {
-        let mut namespaces = BTreeSet::new();
-        let mut one = None;
-        for process in self.processes()? {
-            // A process may end at any time, and zombies have none.
-            if let Ok(namespace) = fs::metadata(format!("/proc/{process}/ns/net")) {
-                namespaces.insert(namespace.ino());
-                one = one.or(Some(process));
-            }
-        }
-        match (one, namespaces.len()) {
-            (Some(process), 1) => Ok(process),
-            (Some(_), count) => Err(CgroupError::Scattered { owner: owner.clone(), count }),
-            (None, _) => Err(CgroupError::Empty { owner: owner.clone(), path: self.path.clone() }),
-        }
     }
 }
 

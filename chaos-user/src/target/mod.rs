@@ -1,15 +1,19 @@
 //! What a fault is aimed at.
 
+mod aim;
 mod cgroup;
 mod device;
 mod netns;
 mod peer;
+mod process;
 mod protected;
 mod sockets;
 
+pub use aim::Target;
 pub use cgroup::{Cgroup, CgroupError};
 pub use device::{Device, DeviceError};
 pub use netns::{Home, Netns, NetnsError, current as current_netns, within as within_netns};
 pub use peer::{PeerError, addresses};
+pub use process::Tree;
 pub use protected::{Protected, SshSession};
 pub use sockets::{Flow, Named, flows, names};

@@ -8,7 +8,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{Cgroup, CgroupError, Netns, NetnsError};
+use super::{CgroupError, Netns, NetnsError, Target};
 use crate::{
     kernel::{self, netlink::Netlink},
     spec::Peer,
@@ -95,7 +95,7 @@ pub fn addresses(peer: &Peer, here: u64) -> Result<Vec<IpNet>, PeerError> {
             all
         }
         Peer::Processes(owner) => {
-            let netns = Netns::of_process(Cgroup::find(owner)?.network(owner)?);
+            let netns = Netns::of_process(Target::find(owner)?.network(owner)?);
             if netns.inode()? == here {
                 return Err(PeerError::Here { peer: peer.clone() });
             }

@@ -64,6 +64,13 @@ pub(super) fn cgroup_connect() -> Result {
     check(hook, CHOSEN, v6, |cgroup| attach(cgroup, kind, hook, &code()))
 }
 
+/// What the program refuses is not made.
+pub(super) fn cgroup_sock() -> Result {
+    let kind = bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK;
+    let hook = bpf_attach_type::BPF_CGROUP_INET_SOCK_CREATE;
+    check(hook, libc::EPERM, made, |cgroup| attach(cgroup, kind, hook, &Code::default().exit(0)))
+}
+
 /// The action gives this errno in the cgroup while the program is there, and goes well otherwise.
 fn check(
     hook: bpf_attach_type,
@@ -105,6 +112,11 @@ fn talk() -> Errno {
         socket.recv(&mut [0; 8])
     };
     errno(talk())
+}
+
+/// Makes a socket.
+fn made() -> Errno {
+    errno(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)))
 }
 
 /// Connects to itself.

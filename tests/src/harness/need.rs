@@ -45,6 +45,8 @@ impl Need {
     pub const SchFq: Self = Self::Mechanism(Mechanism::SchFq);
     /// A cgroup v2 tree.
     pub const CgroupV2: Self = Self::Mechanism(Mechanism::CgroupV2);
+    /// Programs on the sockets that are made in a cgroup.
+    pub const CgroupSock: Self = Self::Mechanism(Mechanism::CgroupSock);
     /// `connect(2)` that fails as it is told to.
     pub const CgroupConnect: Self = Self::Mechanism(Mechanism::CgroupConnect);
 }

@@ -164,6 +164,7 @@ fn rules([remote, local, ports, protocol, _, many]: Shape) -> Result<Vec<Rule>> 
         local_ports: port(2)?,
         protocols: if protocol == 0 { Vec::new() } else { vec![17] },
         cgroups: Vec::new(),
+        processes: Vec::new(),
     };
     let rule = |number: usize| Rule {
         label: String::new(),

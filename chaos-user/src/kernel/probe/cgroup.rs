@@ -42,6 +42,7 @@ pub(super) fn probe() -> Vec<(M, Answer)> {
         (M::CgroupV2, Ok(Some(format!("at {}", root.display())))),
         (M::CgroupSkb, answer(cgroup.skb())),
         (M::CgroupConnect, answer(cgroup.connect())),
+        (M::CgroupSock, answer(cgroup.sock())),
     ]
 }
 
@@ -52,7 +53,8 @@ fn answer(result: Result<()>) -> Answer {
 /// Without a cgroup there is nothing to attach to.
 fn without(refusal: &dyn Fn() -> Refusal) -> Vec<(M, Answer)> {
     let untried = || Err(Refusal::Untried("not tried: there is no cgroup v2 to try it on".into()));
-    vec![(M::CgroupV2, Err(refusal())), (M::CgroupSkb, untried()), (M::CgroupConnect, untried())]
+    let rest = [M::CgroupSkb, M::CgroupConnect, M::CgroupSock].map(|mechanism| (mechanism, untried()));
+    [(M::CgroupV2, Err(refusal()))].into_iter().chain(rest).collect()
 }
 
 /// An empty cgroup, gone with its value.
@@ -92,6 +94,11 @@ impl Cgroup {
             self.attach("doctor_connect", bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR, hook, code)?;
         }
         Ok(())
+    }
+
+    fn sock(&self) -> Result<()> {
+        let hook = bpf_attach_type::BPF_CGROUP_INET_SOCK_CREATE;
+        self.attach("doctor_sock", bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK, hook, Code::default())
     }
 
     fn attach(&self, name: &str, kind: bpf_prog_type, hook: bpf_attach_type, code: Code) -> Result<()> {
