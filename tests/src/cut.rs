@@ -3,7 +3,7 @@
 use std::{
     fs,
     net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket},
-    os::fd::AsFd,
+    os::{fd::AsFd, unix::process::CommandExt},
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -11,7 +11,11 @@ use std::{
 
 use chaos_user::kernel::netlink::Veth;
 use ipnet::IpNet;
-use nix::sys::signal::Signal;
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+    sys::signal::Signal,
+};
 
 use crate::{
     ensure,
@@ -35,6 +39,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("cut::blackhole_but_for", blackhole).needs(BPF),
     Test::new("cut::spares_the_way_in", protected).needs(BPF),
     Test::new("cut::five_hosts", five_hosts).needs(ROUTED).timeout(60),
+    Test::new("cut::a_name_that_changes", a_name_that_changes).needs(BPF).timeout(60),
     Test::new("cut::peers_that_are_none", refused).needs(BPF),
 ];
 
@@ -161,6 +166,44 @@ fn protected() -> Result {
         }
     }
     Ok(())
+}
+
+/// A name comes to stand for another host while the fault runs: that is cut off as well.
+fn a_name_that_changes() -> Result {
+    const HOSTS: &str = "/etc/hosts";
+    let lab = Lab::new()?;
+    lab.add_far_address(3)?;
+    let hosts = std::env::temp_dir().join(format!("fl-test-hosts-{}", std::process::id()));
+    let stands_for =
+        |address: IpAddr| fs::write(&hosts, format!("{address} fl-peer.test\n")).context(hosts.display());
+    let outward = lab.outward(Family::V4);
+    let other = Route { target: address(Family::V4, 0, 3), ..outward };
+    let flows = [Probe::open(outward, 4000, 4000)?, Probe::open(other, 4001, 4001)?];
+    stands_for(outward.target)?;
+    let netns = lab.near.path().to_string_lossy().into_owned();
+    let words = ["net", "partition", "--peer", "fl-peer.test", "--dev", NEAR_DEVICE, "--netns", &netns];
+    let fault = Faultline::start_with(&words, |command| {
+        let file = hosts.clone();
+        let own_hosts = move || {
+            const NOTHING: Option<&str> = None;
+            unshare(CloneFlags::CLONE_NEWNS)?;
+            mount(NOTHING, "/", NOTHING, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NOTHING)?;
+            Ok(mount(Some(&file), HOSTS, NOTHING, MsFlags::MS_BIND, NOTHING)?)
+        };
+        // SAFETY: system calls alone, between fork and exec.
+        unsafe { command.pre_exec(own_hosts) };
+    })?;
+    fault.wait_event("armed", PATIENCE)?;
+    ensure!([passes(&flows[0])?, passes(&flows[1])?] == [false, true], "at first");
+    stands_for(other.target)?;
+    let deadline = Instant::now() + PATIENCE;
+    while passes(&flows[1])? {
+        ensure!(Instant::now() < deadline, "the name's new address is not cut off");
+    }
+    ensure!(!passes(&flows[0])?, "the name's first address is not cut off any more");
+    ended(&fault)?;
+    ensure!([passes(&flows[0])?, passes(&flows[1])?] == [true, true], "after");
+    fs::remove_file(&hosts).context(hosts.display())
 }
 
 const HOSTS: u8 = 5;

@@ -17,12 +17,13 @@ use super::{
 use crate::{
     fault::{
         self, CgroupId,
-        net::{self, Found},
+        net::{self, Addresses, Found},
     },
     session::{self, Armed, Ending, Plan, Prepared, RunReport, SessionError, Signals, watch},
     spec::{Exclusion, FaultSpec, NetSpec, Owner, Selectors},
     target::{
-        Cgroup, CgroupError, Device, DeviceError, Home, Netns, Protected, Target, addresses, current_netns,
+        Cgroup, CgroupError, Device, DeviceError, Home, Names, Netns, Protected, Target, addresses,
+        current_netns,
     },
 };
 
@@ -40,6 +41,10 @@ pub(super) fn run(first: FaultSpec, further: Vec<FaultSpec>, options: &RunOption
     let targets = targets(&spec)?;
     let network = network(&spec, &targets)?;
     let rules = rules(&spec, &targets, network.as_ref())?;
+    let names: BTreeSet<_> = rules.iter().flat_map(|rule| rule.names.iter().cloned()).collect();
+    let follows = !names.is_empty() && !options.plan;
+    // From here, where they have been looked up first.
+    let names = follows.then(|| Names::follow(names)).transpose()?;
     let home = network.as_ref().map(Netns::enter).transpose()?;
     let plan = plan(&spec, rules, targets)?;
     if options.plan {
@@ -57,7 +62,7 @@ pub(super) fn run(first: FaultSpec, further: Vec<FaultSpec>, options: &RunOption
     }
     // Whatever fails from here on, the fault is ended in order and that is what is reported.
     let (ending, report) = match reporter.prepared(&prepared).and_then(|()| signals.next()) {
-        Ok(None) => watched(prepared.arm()?, &signals, &mut reporter)?,
+        Ok(None) => watched(prepared.arm()?, &signals, names.as_ref(), &mut reporter)?,
         Ok(Some(signal)) => (Ending::Signal(signal), prepared.end()?),
         Err(_) => (Ending::Unheard, prepared.end()?),
     };
@@ -82,16 +87,17 @@ fn rules(
                 Target::Process(tree) => processes.push(tree.pid),
             }
         }
-        let mut all = Vec::new();
+        let mut all = Addresses::default();
         for peer in peers {
-            all.extend(addresses(peer, here).map_err(CliError::Peer)?);
+            all.extend([addresses(peer, here).map_err(CliError::Peer)?]);
         }
         let of = |exclusion: &Exclusion| match exclusion {
             Exclusion::Peer(peer) => addresses(peer, here).map_err(CliError::Excluded),
-            Exclusion::Port(_) | Exclusion::Protocol(_) => Ok(Vec::new()),
+            Exclusion::Port(_) | Exclusion::Protocol(_) => Ok(Addresses::default()),
         };
         let excluded = excluded.iter().map(of).collect::<Result<Vec<_>, _>>()?;
-        let lost = all.iter().find(|peer| excluded.iter().flatten().any(|other| other.contains(*peer)));
+        let others = || excluded.iter().flat_map(|addresses: &Addresses| &addresses.networks);
+        let lost = all.networks.iter().find(|peer| others().any(|other| other.contains(*peer)));
         lost.map_or(Ok(()), |peer| Err(CliError::PeerExcluded { peer: *peer }))?;
         Ok::<_, CliError>(Found { cgroups, processes, peers: all, excluded })
     };
@@ -137,10 +143,11 @@ fn network(spec: &NetSpec, targets: &[(Owner, Target)]) -> Result<Option<Netns>,
 fn watched(
     mut armed: Armed,
     signals: &Signals,
+    names: Option<&Names>,
     reporter: &mut Reporter,
 ) -> Result<(Ending, RunReport), CliError> {
     let ending = match reporter.armed(&armed) {
-        Ok(()) => watch(&mut armed, signals, reporter),
+        Ok(()) => watch(&mut armed, signals, names, reporter),
         Err(_) => Ok(Ending::Unheard),
     };
     let report = armed.end()?;

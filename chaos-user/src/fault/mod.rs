@@ -34,9 +34,20 @@ pub struct Rule {
     pub impairments: Impairments,
     /// The rules that do nothing to its packets, by their numbers; then it does nothing else.
     pub spares: Vec<usize>,
+    /// The names of other hosts among these: what else they come to stand for belongs to `matches` as well.
+    pub names: Vec<String>,
 }
 
 impl Rule {
+    /// Takes note of what a name stands for.
+    pub fn learn(&mut self, name: &str, addresses: &[IpNet]) {
+        if self.names.iter().any(|known| known == name) {
+            let new = addresses.iter().filter(|address| !self.matches.remote.contains(address));
+            let new: Vec<_> = new.copied().collect();
+            self.matches.remote.extend(new);
+        }
+    }
+
     /// What the table of mechanisms calls its faults.
     #[must_use]
     pub fn faults(&self) -> Vec<Fault> {

@@ -20,9 +20,27 @@ pub struct Found {
     /// The processes among these, by number.
     pub processes: Vec<u32>,
     /// The addresses of its peers.
-    pub peers: Vec<IpNet>,
+    pub peers: Addresses,
     /// Those of its exclusions, by their place among these.
-    pub excluded: Vec<Vec<IpNet>>,
+    pub excluded: Vec<Addresses>,
+}
+
+/// What some peers stand for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Addresses {
+    /// Their addresses and networks.
+    pub networks: Vec<IpNet>,
+    /// The names among them, which may come to stand for others.
+    pub names: Vec<String>,
+}
+
+impl Extend<Self> for Addresses {
+    fn extend<T: IntoIterator<Item = Self>>(&mut self, others: T) {
+        for Self { networks, names } in others {
+            self.networks.extend(networks);
+            self.names.extend(names);
+        }
+    }
 }
 
 /// The rules of all faults: of each one for each direction it acts in, and behind them what they leave alone.
@@ -40,9 +58,10 @@ pub fn rules(faults: &[(&FaultSpec, Found)]) -> Vec<Rule> {
                 window: spec.window,
                 impairments: spec.impairments.clone(),
                 spares: Vec::new(),
+                names: found.peers.names.clone(),
             });
             for spare in spec.selectors.excluded.iter().zip(&found.excluded).flat_map(left_alone) {
-                let (label, matches) = (format!("exclude {}", spare.0), spare.1);
+                let (label, matches, names) = spare;
                 // What several faults leave alone is looked for once.
                 match spares
                     .iter_mut()
@@ -50,12 +69,13 @@ pub fn rules(faults: &[(&FaultSpec, Found)]) -> Vec<Rule> {
                 {
                     Some(other) => other.spares.push(place),
                     None => spares.push(Rule {
-                        label,
+                        label: format!("exclude {label}"),
                         direction: *direction,
                         matches,
                         window: Window::ALL,
                         impairments: Impairments::default(),
                         spares: vec![place],
+                        names,
                     }),
                 }
             }
@@ -66,16 +86,16 @@ pub fn rules(faults: &[(&FaultSpec, Found)]) -> Vec<Rule> {
 }
 
 /// The packets of an exclusion: a port is one at either end.
-fn left_alone((exclusion, addresses): (&Exclusion, &Vec<IpNet>)) -> Vec<(String, Match)> {
+fn left_alone((exclusion, found): (&Exclusion, &Addresses)) -> Vec<(String, Match, Vec<String>)> {
     let all = match exclusion {
-        Exclusion::Peer(_) => vec![Match { remote: addresses.clone(), ..Match::default() }],
+        Exclusion::Peer(_) => vec![Match { remote: found.networks.clone(), ..Match::default() }],
         Exclusion::Port(port) => vec![
             Match { remote_ports: vec![*port], ..Match::default() },
             Match { local_ports: vec![*port], ..Match::default() },
         ],
         Exclusion::Protocol(protocol) => vec![Match { protocols: protocol.numbers(), ..Match::default() }],
     };
-    all.into_iter().map(|matches| (exclusion.to_string(), matches)).collect()
+    all.into_iter().map(|matches| (exclusion.to_string(), matches, found.names.clone())).collect()
 }
 
 /// Source and destination as remote and local end. A conversation is described as it is sent, so what is
@@ -95,7 +115,7 @@ fn matches(spec: &FaultSpec, direction: Direction, found: &Found) -> Match {
             (to, from, port, sport)
         };
     // The command line lets only one of the two be given.
-    remote.extend(&found.peers);
+    remote.extend(&found.peers.networks);
     Match { remote, local, remote_ports, local_ports, protocols, cgroups, processes }
 }
 

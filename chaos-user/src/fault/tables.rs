@@ -37,6 +37,8 @@ pub struct Tables {
     pub v4: BTreeMap<End, Prefixes<[u8; 4]>>,
     /// By IPv6 prefix, for each end: whole addresses are those of length 128.
     pub v6: BTreeMap<End, Prefixes<[u8; 16]>>,
+    /// Whether there are names, which may come to stand for other addresses.
+    pub names: bool,
 }
 
 impl Tables {
@@ -95,6 +97,11 @@ impl Tables {
                 levels[count] = *level;
                 self.setup.level_count += 1;
             }
+        }
+        if !rule.names.is_empty() {
+            self.names = true;
+            // Of either family, whatever there is now.
+            self.setup.tables |= table::REMOTE4 | table::REMOTE6;
         }
         self.add_end(bit, End::Remote, &matches.remote, &matches.remote_ports);
         self.add_end(bit, End::Local, &matches.local, &matches.local_ports);
@@ -274,6 +281,7 @@ mod tests {
                 window: Window::ALL,
                 impairments: Impairments::default(),
                 spares: Vec::new(),
+                names: Vec::new(),
             },
         )
     }

@@ -133,6 +133,15 @@ impl Programs {
                 ports.set(u32::from(*port), rules, 0).map_err(|error| Error::aya("write", name, &error))?;
             }
         }
+        self.set_addresses(tables)
+    }
+
+    /// Writes the addresses; of those that are there before, none may be missing.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's; `E2BIG` if there are too many more.
+    pub fn set_addresses(&mut self, tables: &Tables) -> Result<()> {
         for (end, [v4, v4_net, v6, v6_net]) in ADDRESS_MAPS {
             if let Some(prefixes) = tables.v4.get(&end) {
                 self.fill_addresses(prefixes, 32, v4, v4_net, |octets| u32::from_ne_bytes(*octets))?;
@@ -341,6 +350,9 @@ fn cgroup_offsets(types: &KernelTypes) -> Result<CgroupOffsets> {
     })
 }
 
+/// So many addresses of a family more can names come to stand for in one run; a name has rarely ten.
+const NAMES_ROOM: u32 = 1024;
+
 /// How many entries the maps need whose size depends on the run; the kernel refuses none at all.
 fn sizes(tables: &Tables) -> Vec<(&'static str, u32)> {
     let mut sizes = vec![
@@ -361,7 +373,13 @@ fn sizes(tables: &Tables) -> Vec<(&'static str, u32)> {
     for (end, [v4, v4_net, v6, v6_net]) in ADDRESS_MAPS {
         let (whole4, all4) = lengths(tables.v4.get(&end), 32);
         let (whole6, all6) = lengths(tables.v6.get(&end), 128);
-        sizes.extend([(v4, whole4), (v4_net, all4 - whole4), (v6, whole6), (v6_net, all6 - whole6)]);
+        let room = if tables.names && end == End::Remote { NAMES_ROOM } else { 0 };
+        sizes.extend([
+            (v4, whole4 + room),
+            (v4_net, all4 - whole4),
+            (v6, whole6 + room),
+            (v6_net, all6 - whole6),
+        ]);
     }
     sizes.into_iter().map(|(name, entries)| (name, entries.max(1))).collect()
 }

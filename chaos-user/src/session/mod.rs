@@ -19,6 +19,7 @@ mod watch;
 use std::{io, time::Duration};
 
 use chaos_ebpf::abi::{DIRECTIONS, Direction};
+use ipnet::IpNet;
 
 pub use journal::{Begun, Entry, HookRecord, JournalError, RuleRecord};
 pub use lease::{LEASE, Lapsed, RENEWAL};
@@ -432,6 +433,19 @@ impl Armed {
         let Prepared { plan, tables, programs, .. } = &mut self.prepared;
         tables.ramp(&plan.rules, elapsed, plan.seed);
         programs.set_rules(&tables.rules)
+    }
+
+    /// Takes note of what a name stands for now. What it stood for before stays: many answer with a few of their
+    /// addresses at a time, and connections to those before go on.
+    fn learn(&mut self, name: &str, addresses: &[IpNet]) -> kernel::Result<()> {
+        let Prepared { plan, tables, programs, .. } = &mut self.prepared;
+        plan.rules.iter_mut().for_each(|rule| rule.learn(name, addresses));
+        let known = Tables::new(&plan.rules, plan.seed);
+        if (&known.v4, &known.v6) == (&tables.v4, &tables.v6) {
+            return Ok(());
+        }
+        (tables.v4, tables.v6) = (known.v4, known.v6);
+        programs.set_addresses(tables)
     }
 
     /// Has connections that are silent say something, so that they can be reset.

@@ -18,7 +18,7 @@ use nix::{
 use super::{Armed, Lapsed, RENEWAL, RunReport, SessionError};
 use crate::{
     kernel::{self, clock},
-    target::Target,
+    target::{Names, Target},
 };
 
 /// How soon a vanished interface is noticed.
@@ -114,6 +114,7 @@ impl Signals {
 pub fn watch(
     armed: &mut Armed,
     signals: &Signals,
+    names: Option<&Names>,
     observer: &mut dyn Observer,
 ) -> Result<Ending, SessionError> {
     let proc = |source| SessionError::Proc { call: "poll(signalfd)", source };
@@ -131,6 +132,9 @@ pub fn watch(
         }
         if armed.is_ramped() {
             armed.ramp()?;
+        }
+        for (name, addresses) in names.into_iter().flat_map(Names::news) {
+            armed.learn(&name, &addresses)?;
         }
         if Instant::now() >= renewal {
             renewal = Instant::now() + RENEWAL;

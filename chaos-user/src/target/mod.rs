@@ -3,6 +3,7 @@
 mod aim;
 mod cgroup;
 mod device;
+mod names;
 mod netns;
 mod peer;
 mod process;
@@ -12,6 +13,7 @@ mod sockets;
 pub use aim::Target;
 pub use cgroup::{Cgroup, CgroupError};
 pub use device::{Device, DeviceError};
+pub use names::Names;
 pub use netns::{Home, Netns, NetnsError, current as current_netns, within as within_netns};
 pub use peer::{PeerError, addresses};
 pub use process::Tree;

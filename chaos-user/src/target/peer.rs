@@ -10,6 +10,7 @@ use ipnet::IpNet;
 
 use super::{CgroupError, Netns, NetnsError, Target};
 use crate::{
+    fault::net::Addresses,
     kernel::{self, netlink::Netlink},
     spec::Peer,
 };
@@ -73,14 +74,15 @@ pub enum PeerError {
 /// # Errors
 ///
 /// [`PeerError`].
-pub fn addresses(peer: &Peer, here: u64) -> Result<Vec<IpNet>, PeerError> {
+pub fn addresses(peer: &Peer, here: u64) -> Result<Addresses, PeerError> {
+    let only = |networks| Addresses { networks, names: Vec::new() };
     let found = match peer {
-        Peer::Network(network) => vec![*network],
-        Peer::Name(name) => resolve(name)?,
+        Peer::Network(network) => only(vec![*network]),
+        Peer::Name(name) => Addresses { networks: resolve(name)?, names: vec![name.clone()] },
         Peer::File(path) => {
             let text =
                 fs::read_to_string(path).map_err(|source| PeerError::File { path: path.clone(), source })?;
-            let mut all = Vec::new();
+            let mut all = Addresses::default();
             for (number, line) in (1..).zip(text.lines()) {
                 let word = line.split('#').next().unwrap_or_default().trim();
                 if word.is_empty() {
@@ -89,7 +91,10 @@ pub fn addresses(peer: &Peer, here: u64) -> Result<Vec<IpNet>, PeerError> {
                 let wrong = |said: String| PeerError::Line { path: path.clone(), line: number, said };
                 match word.parse().map_err(|error| wrong(format!("'{}': {error}", word.escape_debug())))? {
                     Peer::File(_) => return Err(wrong("a file cannot name another".into())),
-                    listed => all.extend(addresses(&listed, here).map_err(|error| wrong(error.to_string()))?),
+                    listed => {
+                        let found = addresses(&listed, here).map_err(|error| wrong(error.to_string()))?;
+                        all.extend([found]);
+                    }
                 }
             }
             all
@@ -99,14 +104,14 @@ pub fn addresses(peer: &Peer, here: u64) -> Result<Vec<IpNet>, PeerError> {
             if netns.inode()? == here {
                 return Err(PeerError::Here { peer: peer.clone() });
             }
-            own_addresses(&netns)?
+            only(own_addresses(&netns)?)
         }
     };
-    if found.is_empty() { Err(PeerError::Nowhere { peer: peer.clone() }) } else { Ok(found) }
+    if found.networks.is_empty() { Err(PeerError::Nowhere { peer: peer.clone() }) } else { Ok(found) }
 }
 
 /// A and AAAA records, as this host's resolver knows them.
-fn resolve(name: &str) -> Result<Vec<IpNet>, PeerError> {
+pub(super) fn resolve(name: &str) -> Result<Vec<IpNet>, PeerError> {
     let error = |source| PeerError::Name { name: name.into(), source };
     let found = (name, 0).to_socket_addrs().map_err(error)?;
     let mut addresses: Vec<IpAddr> = found.map(|address| address.ip().to_canonical()).collect();

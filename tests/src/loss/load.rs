@@ -173,6 +173,7 @@ fn rules([remote, local, ports, protocol, _, many]: Shape) -> Result<Vec<Rule>> 
         window: Window::ALL,
         impairments: super::everything_lost(),
         spares: Vec::new(),
+        names: Vec::new(),
     };
     Ok((0..if many == 0 { 1 } else { MAX_RULES }).map(rule).collect())
 }

@@ -64,6 +64,7 @@ fn attach(lab: &Lab, owner: Pid) -> Result<(Programs, OwnedFd)> {
         window: Window::ALL,
         impairments: super::everything_lost(),
         spares: Vec::new(),
+        names: Vec::new(),
     };
     let environment =
         Environment { owner_tgid: owner.as_raw().cast_unsigned(), ethernet: true, ..Environment::default() };

@@ -220,6 +220,7 @@ impl Case {
             window: Window::ALL,
             impairments: Impairments::parse(&words)?,
             spares: Vec::new(),
+            names: Vec::new(),
         })
     }
 }

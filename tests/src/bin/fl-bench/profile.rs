@@ -53,6 +53,7 @@ fn ours(profile: &Arc<Profile>, keys: Keys) -> Result<u32> {
         window: Window::ALL,
         impairments: Impairments { profile: Some(Arc::clone(profile)), ..Impairments::default() },
         spares: Vec::new(),
+        names: Vec::new(),
     };
     let environment = Environment { ethernet: true, ..Environment::default() };
     let mut programs = Programs::load(&Tables::new(&[rule], 1), 1, environment)?;
