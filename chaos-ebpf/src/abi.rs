@@ -3,6 +3,8 @@
 //! Times are in ticks of the kernel's `jiffies_64` unless they say otherwise. Addresses are in network byte order, as they lie in the
 //! packet; ports are in host order. A set of rules is a `u64`, bit *n* standing for rule *n*.
 
+use crate::question::CLASSES;
+
 /// How many rules one owner can have: the bits of a rule set.
 pub const MAX_RULES: usize = 64;
 
@@ -87,6 +89,10 @@ pub mod map {
     pub const PEERS6: [&str; 2] = ["FL_PEERS6_IN", "FL_PEERS6_OUT"];
     /// [`Peer`](crate::figures::Peer) of all that are in none of these, by [`Direction`](super::Direction).
     pub const OTHERS: &str = "FL_OTHERS";
+    /// [`NameState`](super::NameState) by its number, 0 being the start.
+    pub const NAMES: &str = "FL_NAMES";
+    /// DNS record type to rule set.
+    pub const RECORDS: &str = "FL_RECORDS";
     /// The constants the programs are specialised by, a [`Setup`](super::Setup).
     pub const SETUP: &str = "FL_SETUP";
 }
@@ -155,6 +161,10 @@ pub struct Setup {
     pub sparing: u64,
     /// Rules that any socket, and none, satisfies; the others want one of a cgroup, or of a process.
     pub any_cgroup: u64,
+    /// Rules that do not want a DNS query; the others want one, for a name.
+    pub any_name: u64,
+    /// Rules that any record type satisfies, and none.
+    pub any_record: u64,
     /// How deep the cgroups are that rules want, the root being 0; a level each.
     pub levels: [u8; MAX_LEVELS],
     /// Which maps hold anything, a set of [`table`] bits.
@@ -261,6 +271,8 @@ pub mod effect {
     pub const REFUSE: u32 = 1 << 14;
     /// Each peer has [`Figures`](crate::figures::Figures) of its own; then the rule does nothing else.
     pub const PROFILE: u32 = 1 << 13;
+    /// A DNS query is answered by [`Rule::answer`](super::Rule::answer), without reaching anybody.
+    pub const ANSWER: u32 = 1 << 12;
     /// What loses packets.
     pub const ANY_LOSS: u32 = LOSS | BURSTS | PER_FLOW;
     /// What asks for the state of a TCP connection.
@@ -403,8 +415,8 @@ pub struct Rule {
     pub rate: Rate,
     /// Why a connection is refused.
     pub errno: u32,
-    /// Not used.
-    pub pad: u32,
+    /// How DNS queries are answered: the header's RCODE, plus one; 0 if they are not.
+    pub answer: u32,
 }
 
 impl Rule {
@@ -427,8 +439,18 @@ impl Rule {
         delay: Delay { time: 0, jitter: 0, correlation: 0, table: 0, entries: 0, pad: 0 },
         rate: Rate { byte_time: 0, burst: 0, limit: 0, overhead: 0, pad: 0 },
         errno: 0,
-        pad: 0,
+        answer: 0,
     };
+}
+
+/// A state of the automaton that knows all names which rules want.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NameState {
+    /// The rules that want a name which ends here.
+    pub rules: u64,
+    /// The next state, by the class of the next byte.
+    pub next: [u16; CLASSES],
 }
 
 /// Most bits that one packet is corrupted by.
@@ -508,12 +530,13 @@ pub struct HookState {
 }
 
 const _: () = assert!(size_of::<Control>() == 24);
-const _: () = assert!(size_of::<Setup>() == 200);
+const _: () = assert!(size_of::<Setup>() == 216);
 const _: () = assert!(size_of::<Session>() == 24);
 const _: () = assert!(size_of::<Window>() == 24);
 const _: () = assert!(size_of::<Delay>() == 32);
 const _: () = assert!(size_of::<Rate>() == 32);
 const _: () = assert!(size_of::<Rule>() == 184);
+const _: () = assert!(size_of::<NameState>() == 136);
 const _: () = assert!(size_of::<Wire>() == 16);
 const _: () = assert!(size_of::<Count>() == 24);
 const _: () = assert!(size_of::<RuleState>() == 136);
@@ -521,7 +544,7 @@ const _: () = assert!(size_of::<HookState>() == 48);
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{Control, HookState, Rule, RuleState, Setup, Wire};
+    use super::{Control, HookState, NameState, Rule, RuleState, Setup, Wire};
 
     // SAFETY: `#[repr(C)]`, integers only, and the sizes asserted above leave no padding.
     unsafe impl aya::Pod for Control {}
@@ -535,6 +558,8 @@ mod pod {
     unsafe impl aya::Pod for HookState {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Wire {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for NameState {}
 }
 
 impl Count {

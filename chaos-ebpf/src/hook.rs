@@ -31,6 +31,8 @@ static FL_SETUP: Setup = Setup {
     any_local_port: 0,
     sparing: 0,
     any_cgroup: 0,
+    any_name: 0,
+    any_record: 0,
     levels: [0; MAX_LEVELS],
     tables: 0,
     owner_tgid: 0,
@@ -65,6 +67,8 @@ pub(crate) struct Fate {
     pub(crate) reset: bool,
     /// It comes twice.
     pub(crate) twice: bool,
+    /// A DNS query that is answered instead: its RCODE, plus one; 0 if it is not.
+    pub(crate) answer: u8,
     /// The rule that corrupts it, plus one; 0 if none does.
     pub(crate) corrupted_by: u32,
     /// Its checksum is to be completed, so that it is seen to be wrong.
@@ -87,6 +91,7 @@ impl Fate {
         lost: false,
         reset: false,
         twice: false,
+        answer: 0,
         corrupted_by: 0,
         completed: false,
         goes_at: 0,
@@ -118,6 +123,8 @@ pub(crate) trait Packet {
     fn exempt(&self, headers: &Headers) -> u32;
     /// The rules that want the cgroup, or one around it, of the socket whose packet it is.
     fn cgroup(&self, headers: &Headers, setup: &Setup, hook: &mut HookState) -> u64;
+    /// The rules that want the DNS query it is.
+    fn question(&self, headers: &Headers) -> u64;
 }
 
 /// The directly readable part of a frame.
@@ -201,6 +208,9 @@ pub(crate) fn decide<P: Packet>(packet: &P, fate: &mut Fate) -> Option<()> {
     let mut candidates = classify(&headers, P::DIRECTION, setup, &Maps);
     if P::IS_BUFFER && setup.any_cgroup != u64::MAX && candidates & !setup.any_cgroup != 0 {
         candidates &= setup.any_cgroup | packet.cgroup(&headers, setup, hook);
+    }
+    if P::IS_BUFFER && setup.any_name != u64::MAX && candidates & !setup.any_name != 0 {
+        candidates &= setup.any_name | packet.question(&headers);
     }
     if setup.sparing != 0 {
         candidates = spare(candidates, setup.sparing, segments, bytes);
@@ -362,8 +372,10 @@ fn apply<P: Packet, const ALL: bool>(
         let _ = profile::apply(packet, state, headers, segments, bytes, fate);
         return Some(());
     }
-    if effects & effect::OF_CONNECTIONS != 0 {
+    // One branch for all that nothing comes after: one more is too much for the verifier of Linux 6.1.
+    if effects & (effect::OF_CONNECTIONS | effect::ANSWER) != 0 {
         fate.lost = true;
+        fate.answer = rule.answer as u8;
         fate.reset = effects & effect::RESET != 0;
         state.fired.add(segments, bytes);
         return Some(());

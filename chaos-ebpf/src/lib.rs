@@ -1,8 +1,9 @@
 //! What the programs in the kernel and the owner in user space agree on, and the decisions the programs make.
 //!
 //! Everything here is `no_std`, free of helpers and maps, and tested on the host: [`abi`] holds the shared
-//! types and names, [`packet`] finds the headers, [`classify`](mod@classify) finds the rules that match, and
-//! [`decide`] says whether a rule fires. [`corruption`] and [`tcp`] say what becomes of the packet's bytes.
+//! types and names, [`packet`] finds the headers, [`question`] what a DNS query asks for,
+//! [`classify`](mod@classify) finds the rules that match, and [`decide`] says whether a rule fires. [`corruption`] and
+//! [`tcp`] say what becomes of the packet's bytes.
 
 #![cfg_attr(not(test), no_std)]
 
@@ -12,4 +13,5 @@ pub mod corruption;
 pub mod decide;
 pub mod figures;
 pub mod packet;
+pub mod question;
 pub mod tcp;

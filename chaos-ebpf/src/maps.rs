@@ -14,10 +14,12 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
 };
 use chaos_ebpf::{
-    abi::{Control, DIRECTIONS, HOOKS, HookState, MAX_RULES, Rule, RuleState, Wire, table},
+    abi::{Control, DIRECTIONS, HOOKS, HookState, MAX_RULES, NameState, Rule, RuleState, Wire, table},
     classify::{AddressTables, End, Tables},
     figures::{MOST_PEERS, Peer},
 };
+
+use crate::asked::Question;
 
 /// Look-up with preallocated entries would cost memory for the largest table there can be.
 const NO_PREALLOC: u32 = 1;
@@ -40,6 +42,12 @@ pub(crate) static FL_WIRES: Array<Wire> = Array::with_max_entries(MAX_RULES as u
 pub(crate) static FL_LATENESS: Array<u64> = Array::with_max_entries(DIRECTIONS as u32, 0);
 #[map]
 pub(crate) static FL_DEVIATIONS: Array<i32> = Array::with_max_entries(1, 0);
+#[map]
+pub(crate) static FL_NAMES: Array<NameState> = Array::with_max_entries(1, 0);
+#[map]
+pub(crate) static FL_RECORDS: HashMap<u32, u64> = HashMap::with_max_entries(1, 0);
+#[map]
+pub(crate) static FL_QUESTION: PerCpuArray<Question> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static FL_PROTOCOL: Array<u64> = Array::with_max_entries(256, 0);
 #[map]

@@ -93,6 +93,12 @@ pub(crate) fn go(context: &TcContext, setup: &Setup, direction: Direction, at: u
     if sent < 0 { TC_ACT_UNSPEC } else { gone() }
 }
 
+/// Notes that the programs of this interface have had their say, should it pass there this way.
+#[inline(always)]
+pub(crate) fn mark(context: &TcContext, setup: &Setup, direction: Direction) {
+    leave(context, place(setup, direction), setup.generation);
+}
+
 /// Sends a second packet like this one, round or at once.
 #[inline(always)]
 pub(crate) fn second(context: &TcContext, setup: &Setup, direction: Direction, at: u64) {

@@ -16,6 +16,7 @@ mod aim;
 mod by_process;
 mod cut;
 mod decoys;
+mod dns;
 mod doctor;
 mod ground;
 mod life;
@@ -41,6 +42,7 @@ pub fn tests() -> Vec<&'static Test> {
         cut::TESTS,
         sever::TESTS,
         profile::TESTS,
+        dns::TESTS,
         programs::TESTS,
     ];
     files.into_iter().chain(life::TESTS.iter().copied()).flatten().collect()

@@ -12,9 +12,9 @@ use ipnet::IpNet;
 
 use crate::{
     spec::{
-        Chance, Cut, Exclusion, FaultSpec, Impairments, Loss, NetSpec, Owner, Peer, Percent, PortRange,
-        Profile, Protocol, Ramp, Selectors, Sides, parse_count, parse_duration, parse_network, parse_pid,
-        parse_whole,
+        Chance, Cut, Exclusion, FaultSpec, Glob, Impairments, Loss, NetSpec, Owner, Peer, Percent, PortRange,
+        Profile, Protocol, Question, Ramp, RecordType, Selectors, Sides, parse_count, parse_duration,
+        parse_network, parse_pid, parse_whole,
     },
     target::Netns,
 };
@@ -108,6 +108,8 @@ Faults, several of which may follow one another, and happen to the same packets 
   refuse [ERRNO]                                    connect() fails at once: ECONNREFUSED, or another
   reset                                             TCP connections are reset, at both ends
   timeout                                           TCP connections are made, and nothing more gets through
+  dns nxdomain|servfail|refused|empty               DNS queries are answered so, at once
+  dns drop                                          DNS queries are lost; dns delay 2s, dns loss 30%, ...
 A first value written FROM..TO/TIME changes evenly in that time.
 
 --to, --from, --port and --sport describe the packets as they go in the fault's direction. With --direction \
@@ -139,6 +141,12 @@ pub(super) struct FaultOptions {
     /// Change a fault's first value evenly: 0..100ms/30s, or delay=0..100ms/30s if there are several
     #[arg(long, value_name = "[FAULT=]FROM..TO/TIME", allow_hyphen_values = true)]
     ramp: Vec<String>,
+    /// Only DNS queries for this name: api.example.com, *.example.com (not example.com itself)
+    #[arg(long, value_name = "GLOB")]
+    name: Vec<Glob>,
+    /// Only DNS queries for these types of records: A, AAAA, TYPE65
+    #[arg(long = "type", value_name = "TYPE[,TYPE]...", value_delimiter = ',')]
+    types: Vec<RecordType>,
     /// Which packets: those the interface receives, those it sends, or both [default: out; of a cut, and of a profile with down and up: both]
     #[arg(long, value_name = "WAY")]
     direction: Option<Direction>,
@@ -353,9 +361,37 @@ impl FaultOptions {
             (Some(Direction::Both), _) => Sides::Both,
             (None, Some(cut)) => cut.sides(),
         };
+        let question = self.question(&impairments).map_err(invalid)?;
         let Self { skip, first, every, .. } = self;
         let window = Window { skip, first: first.unwrap_or(u64::MAX), every: every.unwrap_or(1) };
-        Ok(FaultSpec { impairments, sides, selectors: self.selectors(), window })
+        Ok(FaultSpec { impairments, sides, selectors: Selectors { question, ..self.selectors() }, window })
+    }
+
+    /// Which DNS queries, if it is a fault of these.
+    fn question(&self, impairments: &Impairments) -> Result<Option<Question>, String> {
+        let dns = impairments.dns;
+        let Self { name, types, direction, proto, .. } = self;
+        if !dns && (!name.is_empty() || !types.is_empty()) {
+            return Err(
+                "--name and --type say which DNS queries: write dns nxdomain, say, as the fault".into()
+            );
+        }
+        if dns && matches!(direction, Some(Direction::Both)) {
+            return Err(
+                "a query goes one way: write --direction out for those that are sent, in for those that are \
+                        received"
+                    .into(),
+            );
+        }
+        if dns && proto.iter().any(|proto| !matches!(proto, Protocol::Udp | Protocol::Tcp)) {
+            return Err("DNS is over --proto udp or tcp".into());
+        }
+        if impairments.answer.is_some() && proto.iter().any(|proto| *proto != Protocol::Udp) {
+            return Err(
+                "only queries over UDP are answered; over TCP there are dns drop and dns delay".into()
+            );
+        }
+        Ok(dns.then(|| Question { names: name.clone(), types: types.clone() }))
     }
 
     /// Whether the options go with a cut.
@@ -388,7 +424,7 @@ impl FaultOptions {
         let owners = owners.chain(unit.into_iter().map(Owner::Unit));
         let owners = owners.chain(container.into_iter().map(Owner::Container));
         let owners = owners.chain(pid.into_iter().map(Owner::Process)).collect();
-        Selectors { to, from, port, sport, proto, owners, peers: peer, excluded: exclude }
+        Selectors { to, from, port, sport, proto, owners, peers: peer, excluded: exclude, question: None }
     }
 }
 
@@ -470,6 +506,12 @@ mod tests {
             ("--every", "loss 1% --dev d --every 0"),
             ("--direction", "loss 1% --dev d --direction up"),
             ("--dev", "loss 1%"),
+            ("--name", "dns drop --dev d --name a..b"),
+            ("--name", "loss 1% --dev d --name a.b"),
+            ("--type", "dns drop --dev d --type A,B"),
+            ("--type", "loss 1% --dev d --type A"),
+            ("--direction", "dns drop --dev d --direction both"),
+            ("--proto", "dns drop --dev d --proto icmp"),
         ] {
             let error = parse(&format!("faultline net {line}")).expect_err(line);
             assert_eq!(error.exit_code(), 2);

@@ -1,6 +1,7 @@
 //! From what was written to what the kernel is given: rules, and the tables that find them. No I/O here.
 
 mod distribution;
+mod names;
 pub mod net;
 pub mod profile;
 mod tables;
@@ -16,7 +17,7 @@ pub use tables::{Prefixes, Tables};
 
 use crate::{
     kernel::mechanism::Fault,
-    spec::{Cut, Impairments, PortRange},
+    spec::{Cut, Impairments, PortRange, Question},
 };
 
 /// One row of the rule table.
@@ -51,8 +52,19 @@ impl Rule {
     /// What the table of mechanisms calls its faults.
     #[must_use]
     pub fn faults(&self) -> Vec<Fault> {
-        let Impairments { cut, loss, duplicate, corrupt, reorder: _, rate, delay, ramps: _, profile } =
-            &self.impairments;
+        let Impairments {
+            dns: _,
+            answer: _,
+            cut,
+            loss,
+            duplicate,
+            corrupt,
+            reorder: _,
+            rate,
+            delay,
+            ramps: _,
+            profile,
+        } = &self.impairments;
         let there = [
             (Fault::Refuse, matches!(cut, Some(Cut::Refuse(_)))),
             (Fault::Reset, *cut == Some(Cut::Reset)),
@@ -63,6 +75,7 @@ impl Rule {
             (Fault::Corrupt, corrupt.is_some()),
             (Fault::Rate, rate.is_some()),
             (Fault::Delay, delay.is_some() || profile.is_some()),
+            (Fault::Dns, self.matches.question.is_some()),
         ];
         let by_cgroup = (!self.matches.cgroups.is_empty()).then_some(Fault::Aim);
         let by_process = (!self.matches.processes.is_empty()).then_some(Fault::AimAtProcess);
@@ -115,6 +128,8 @@ pub struct Match {
     pub cgroups: Vec<CgroupId>,
     /// The processes that have made these, themselves or by those they have begun.
     pub processes: Vec<u32>,
+    /// The DNS query it is.
+    pub question: Option<Question>,
 }
 
 impl Match {
@@ -166,6 +181,11 @@ pub enum TooMany {
     /// More than one profile.
     #[error("more than one profile, and one run has at most one; a second one can go into a second run")]
     Profiles,
+    /// More names than one automaton can tell apart.
+    #[error(
+        "the patterns of --name are too many, or have too many * in them; further ones can go into a second run"
+    )]
+    Names,
 }
 
 /// Checks that a run can have these rules.
@@ -187,6 +207,7 @@ pub fn check(rules: Vec<Rule>) -> Result<Vec<Rule>, TooMany> {
         _ if profiles.any(is_other) => Err(TooMany::Profiles),
         count if count > MAX_RULES => Err(TooMany::Rules(count)),
         _ if levels > MAX_LEVELS => Err(TooMany::Levels(levels)),
+        _ if tables::names(&rules).is_err() => Err(TooMany::Names),
         _ => Ok(rules),
     }
 }

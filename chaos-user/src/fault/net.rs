@@ -10,7 +10,9 @@ use chaos_ebpf::{
 use ipnet::IpNet;
 
 use super::{CgroupId, Match, Rule};
-use crate::spec::{self, Cut, Exclusion, FaultSpec, Impairments, Loss, Profile, Selectors, Sides, show_rate};
+use crate::spec::{
+    self, Cut, Exclusion, FaultSpec, Impairments, Loss, PortRange, Profile, Selectors, Sides, show_rate,
+};
 
 /// What of a fault had to be looked up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -101,10 +103,18 @@ fn left_alone((exclusion, found): (&Exclusion, &Addresses)) -> Vec<(String, Matc
 /// Source and destination as remote and local end. A conversation is described as it is sent, so what is
 /// received of it has its destination where the description has its source.
 fn matches(spec: &FaultSpec, direction: Direction, found: &Found) -> Match {
-    let Selectors { to, from, port, sport, mut proto, owners: _, peers: _, excluded: _ } =
+    let Selectors { to, from, mut port, sport, mut proto, owners: _, peers: _, excluded: _, question } =
         spec.selectors.clone();
     if proto.is_empty() && spec.impairments.cut.is_some_and(Cut::is_of_connections) {
         proto.push(spec::Protocol::Tcp);
+    }
+    if question.is_some() && port.is_empty() {
+        port.push(PortRange::NAME_SERVERS);
+    }
+    if question.is_some() && proto.is_empty() {
+        proto.push(spec::Protocol::Udp);
+        // An answer is one packet, which a connection would not take for the server's next.
+        proto.extend(spec.impairments.answer.is_none().then_some(spec::Protocol::Tcp));
     }
     let protocols = proto.into_iter().flat_map(spec::Protocol::numbers).collect();
     let (cgroups, processes) = (found.cgroups.clone(), found.processes.clone());
@@ -116,18 +126,33 @@ fn matches(spec: &FaultSpec, direction: Direction, found: &Found) -> Match {
         };
     // The command line lets only one of the two be given.
     remote.extend(&found.peers.networks);
-    Match { remote, local, remote_ports, local_ports, protocols, cgroups, processes }
+    Match { remote, local, remote_ports, local_ports, protocols, cgroups, processes, question }
 }
 
 /// What the kernel is told to do, after this time: all of a rule but its end and its window.
 /// `table` is where the distribution of delays lies, and how many entries it has.
 #[must_use]
 pub fn effects(impairments: &Impairments, elapsed: Duration, table: (u32, u32), seed: u64) -> abi::Rule {
-    let Impairments { cut, loss, duplicate, corrupt, reorder, rate, delay, ramps: _, profile } =
-        impairments.at(elapsed);
+    let Impairments {
+        dns: _,
+        answer,
+        cut,
+        loss,
+        duplicate,
+        corrupt,
+        reorder,
+        rate,
+        delay,
+        ramps: _,
+        profile,
+    } = impairments.at(elapsed);
     let mut rule = abi::Rule::NOTHING;
     if profile.is_some() {
         rule.effects |= effect::PROFILE;
+    }
+    if let Some(answer) = answer {
+        rule.effects |= effect::ANSWER;
+        rule.answer = answer.rcode() + 1;
     }
     match cut {
         None => {}

@@ -3,13 +3,16 @@
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use chaos_ebpf::{
-    abi::{self, DIRECTIONS, Direction, Setup, table},
+    abi::{self, DIRECTIONS, Direction, NameState, Setup, table},
     classify::End,
 };
 use ipnet::IpNet;
 
-use super::{CgroupId, Deviations, Peers, Rule};
-use crate::spec::PortRange;
+use super::{
+    CgroupId, Deviations, Peers, Rule,
+    names::{self, TooManyStates},
+};
+use crate::spec::{Glob, PortRange, Question};
 
 /// Address tables of one end and family, keyed by the address in network byte order and the prefix length.
 pub type Prefixes<A> = BTreeMap<(A, u8), u64>;
@@ -31,14 +34,18 @@ pub struct Tables {
     pub cgroups: BTreeMap<u64, u64>,
     /// By a process's number.
     pub processes: BTreeMap<u32, u64>,
+    /// The names of DNS queries.
+    pub names: Vec<NameState>,
+    /// By DNS record type.
+    pub records: BTreeMap<u16, u64>,
     /// By port, for each end.
     pub ports: BTreeMap<(End, u16), u64>,
     /// By IPv4 prefix, for each end: whole addresses are those of length 32.
     pub v4: BTreeMap<End, Prefixes<[u8; 4]>>,
     /// By IPv6 prefix, for each end: whole addresses are those of length 128.
     pub v6: BTreeMap<End, Prefixes<[u8; 16]>>,
-    /// Whether there are names, which may come to stand for other addresses.
-    pub names: bool,
+    /// Whether there are names of hosts, which may come to stand for other addresses.
+    pub follows: bool,
 }
 
 impl Tables {
@@ -55,12 +62,16 @@ impl Tables {
             &mut setup.any_remote_port,
             &mut setup.any_local_port,
             &mut setup.any_cgroup,
+            &mut setup.any_name,
+            &mut setup.any_record,
         ] {
             *any = u64::MAX;
         }
         for (index, rule) in rules.iter().enumerate() {
             tables.add(1 << index, rule, seed);
         }
+        // Rules whose names are too many `check` has refused.
+        tables.names = names(rules).unwrap_or_default();
         tables.close();
         tables
     }
@@ -99,12 +110,24 @@ impl Tables {
             }
         }
         if !rule.names.is_empty() {
-            self.names = true;
+            self.follows = true;
             // Of either family, whatever there is now.
             self.setup.tables |= table::REMOTE4 | table::REMOTE6;
         }
+        self.add_question(bit, matches.question.as_ref());
         self.add_end(bit, End::Remote, &matches.remote, &matches.remote_ports);
         self.add_end(bit, End::Local, &matches.local, &matches.local_ports);
+    }
+
+    fn add_question(&mut self, bit: u64, question: Option<&Question>) {
+        let Some(Question { names: _, types }) = question else { return };
+        self.setup.any_name &= !bit;
+        if !types.is_empty() {
+            self.setup.any_record &= !bit;
+        }
+        for record in types {
+            *self.records.entry(record.0).or_default() |= bit;
+        }
     }
 
     fn add_end(&mut self, bit: u64, end: End, networks: &[IpNet], ports: &[PortRange]) {
@@ -160,6 +183,16 @@ impl Tables {
     pub fn acts(&self, direction: Direction) -> bool {
         self.setup.direction[direction as usize] != 0
     }
+}
+
+/// The automaton of all names that rules want; a rule that wants a query for no certain name wants any.
+pub(super) fn names(rules: &[Rule]) -> Result<Vec<NameState>, TooManyStates> {
+    let any = [Glob::any()];
+    let wanted = rules.iter().enumerate().filter_map(|(index, rule)| {
+        let question = rule.matches.question.as_ref()?;
+        Some((1 << index, if question.names.is_empty() { &any[..] } else { &question.names }))
+    });
+    names::compile(&names::wanted(wanted))
 }
 
 fn end_bits(end: End, network: &IpNet) -> (u32, u32) {

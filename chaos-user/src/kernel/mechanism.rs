@@ -189,6 +189,8 @@ pub enum Fault {
     Timeout,
     /// Connections are refused.
     Refuse,
+    /// DNS queries are answered, or any of these happens to them.
+    Dns,
     /// Any of these, for the sockets of a cgroup alone.
     Aim,
     /// The same for those of a process.
@@ -208,6 +210,7 @@ impl Fault {
             Self::Reset => "reset",
             Self::Timeout => "timeout",
             Self::Refuse => "refuse",
+            Self::Dns => "dns",
             Self::Aim => "cgroup",
             Self::AimAtProcess => "pid",
         }
@@ -270,6 +273,10 @@ pub const WAYS: &[Way] = &[
     way(Fault::AimAtProcess, Direction::In,  M::Clsact, &[M::Btf, M::CgroupV2, M::CgroupSock]),
     way(Fault::AimAtProcess, Direction::Out, M::Tcx,    &[M::Btf, M::CgroupV2, M::CgroupSock]),
     way(Fault::AimAtProcess, Direction::Out, M::Clsact, &[M::Btf, M::CgroupV2, M::CgroupSock]),
+    way(Fault::Dns, Direction::In,  M::Tcx,          &[M::Btf, M::BpfLoop]),
+    way(Fault::Dns, Direction::In,  M::Clsact,       &[M::Btf, M::BpfLoop]),
+    way(Fault::Dns, Direction::Out, M::Tcx,          &[M::Btf, M::BpfLoop]),
+    way(Fault::Dns, Direction::Out, M::Clsact,       &[M::Btf, M::BpfLoop]),
     way(Fault::Aim, Direction::In,  M::Tcx,          &[M::Btf, M::CgroupV2]),
     way(Fault::Aim, Direction::In,  M::Clsact,       &[M::Btf, M::CgroupV2]),
     way(Fault::Aim, Direction::Out, M::Tcx,          &[M::Btf, M::CgroupV2]),

@@ -13,8 +13,8 @@ use aya::{
 };
 use chaos_ebpf::{
     abi::{
-        self, CgroupOffsets, Control, DIRECTIONS, Direction, HookState, RuleState, Session, Setup, effect,
-        map, program,
+        self, CgroupOffsets, Control, DIRECTIONS, Direction, HookState, NameState, RuleState, Session, Setup,
+        effect, map, program,
     },
     classify::End,
     decide::random_start,
@@ -126,6 +126,16 @@ impl Programs {
         let mut processes: HashMap<_, u32, u64> = self.typed(map::PROCESSES)?;
         for (pid, rules) in &tables.processes {
             processes.insert(pid, rules, 0).map_err(|error| Error::aya("write", map::PROCESSES, &error))?;
+        }
+        let mut names: Array<_, NameState> = self.typed(map::NAMES)?;
+        for (number, state) in (0..).zip(&tables.names) {
+            names.set(number, state, 0).map_err(|error| Error::aya("write", map::NAMES, &error))?;
+        }
+        let mut records: HashMap<_, u32, u64> = self.typed(map::RECORDS)?;
+        for (record, rules) in &tables.records {
+            records
+                .insert(u32::from(*record), rules, 0)
+                .map_err(|error| Error::aya("write", map::RECORDS, &error))?;
         }
         for (end, name) in [(End::Remote, map::REMOTE_PORT), (End::Local, map::LOCAL_PORT)] {
             let mut ports: Array<_, u64> = self.typed(name)?;
@@ -360,6 +370,8 @@ fn sizes(tables: &Tables) -> Vec<(&'static str, u32)> {
         (map::CGROUPS, tables.cgroups.len() as u32),
         (map::PROCESSES, tables.processes.len() as u32),
         (map::HANDSHAKES, if tables.setup.effects & effect::TIMEOUT == 0 { 1 } else { 1 << 16 }),
+        (map::NAMES, tables.names.len() as u32),
+        (map::RECORDS, tables.records.len() as u32),
     ];
     let idle = map::PEERS4.iter().zip(map::PEERS6).zip(&tables.profile).filter(|(_, used)| used.is_none());
     sizes.extend(idle.flat_map(|((v4, v6), _)| [(*v4, 1), (v6, 1)]));
@@ -373,7 +385,7 @@ fn sizes(tables: &Tables) -> Vec<(&'static str, u32)> {
     for (end, [v4, v4_net, v6, v6_net]) in ADDRESS_MAPS {
         let (whole4, all4) = lengths(tables.v4.get(&end), 32);
         let (whole6, all6) = lengths(tables.v6.get(&end), 128);
-        let room = if tables.names && end == End::Remote { NAMES_ROOM } else { 0 };
+        let room = if tables.follows && end == End::Remote { NAMES_ROOM } else { 0 };
         sizes.extend([
             (v4, whole4 + room),
             (v4_net, all4 - whole4),

@@ -14,7 +14,7 @@ use chaos_ebpf::abi::MAX_BITS;
 use nix::errno::Errno;
 
 use super::{
-    Cut, Invalid, Percent, Profile,
+    Answer, Cut, Invalid, Percent, Profile,
     cut::{CUTS, errno},
     parse_count,
     ramp::Ramp,
@@ -30,6 +30,10 @@ pub(super) const LONGEST: Duration = Duration::from_secs(60);
 pub struct Impairments {
     /// Its connection is cut.
     pub cut: Option<Cut>,
+    /// Whether it is done to DNS queries only.
+    pub dns: bool,
+    /// It is a DNS query, and is answered at once.
+    pub answer: Option<Answer>,
     /// It is lost.
     pub loss: Option<Loss>,
     /// It comes twice.
@@ -135,7 +139,10 @@ pub struct Rate {
 
 /// What a word begins.
 const FAULTS: &str =
-    "loss, delay, rate, reorder, duplicate, corrupt, partition, blackhole, refuse, reset, timeout";
+    "loss, delay, rate, reorder, duplicate, corrupt, partition, blackhole, refuse, reset, timeout, dns";
+
+/// What may follow `dns`.
+const DNS: &str = "nxdomain, servfail, refused, empty, drop, delay";
 
 /// The words of one fault after the other.
 struct Words<'a> {
@@ -204,7 +211,7 @@ fn is_name(word: &str) -> bool {
         ["loss", "delay", "rate", "reorder", "duplicate", "corrupt", "gap", "distribution", "bits", "offset"];
     NAMES.contains(&word)
         || CUTS.contains(&word)
-        || ["burst", "limit", "overhead", "random", "gemodel"].contains(&word)
+        || ["dns", "burst", "limit", "overhead", "random", "gemodel"].contains(&word)
 }
 
 impl Impairments {
@@ -218,6 +225,9 @@ impl Impairments {
         let mut words = Words { rest: words.iter().peekable(), fault: "net" };
         if words.rest.peek().is_none() {
             return Err(Invalid::new(format!("a fault is required: {FAULTS}; write loss 1%, say")));
+        }
+        if words.rest.next_if(|word| *word == "dns").is_some() {
+            all.dns(&mut words)?;
         }
         while let Some(fault) = words.rest.next() {
             words.fault = fault;
@@ -233,6 +243,7 @@ impl Impairments {
                 "timeout" => all.cut.replace(Cut::Timeout).is_some(),
                 "refuse" => all.cut.replace(refuse(&mut words)?).is_some(),
                 "delay" => all.delay.replace(delay(&mut words, &mut all.ramps)?).is_some(),
+                "dns" => return Err(Invalid::new("dns comes first: all that follows happens to queries")),
                 word => return Err(Invalid::new(format!("'{word}' is no fault; there are {FAULTS}"))),
             };
             if twice {
@@ -252,7 +263,35 @@ impl Impairments {
         Ok(all)
     }
 
+    /// What comes after `dns`, if it is not a fault of any packet's.
+    fn dns(&mut self, words: &mut Words<'_>) -> Result<(), Invalid> {
+        (self.dns, words.fault) = (true, "dns");
+        let Some(word) = words.rest.peek() else {
+            return Err(Invalid::new(format!("dns is followed by one of {DNS}")));
+        };
+        self.answer = Answer::ALL.into_iter().find(|answer| answer.name() == *word);
+        if self.answer.is_none() && *word != "drop" {
+            let is_fault = FAULTS.split(", ").any(|name| name == *word) && *word != "dns";
+            let unknown =
+                || Invalid::new(format!("'{word}' is not what happens to a query; there are {DNS}"));
+            return is_fault.then_some(()).ok_or_else(unknown);
+        }
+        let fault = words.rest.next().map_or("", String::as_str);
+        if self.answer.is_none() {
+            self.loss = Some(Loss::Random(Chance { percent: Percent::ALL, correlation: Percent::NONE }));
+        }
+        match words.rest.peek() {
+            None => Ok(()),
+            Some(word) => Err(Invalid::new(format!(
+                "'{word}' means nothing after dns {fault}, which is all that happens to a query"
+            ))),
+        }
+    }
+
     fn fit_together(&self) -> Result<(), Invalid> {
+        if self.dns && self.cut.is_some() {
+            return Err(Invalid::new("a cut is of everything; write dns drop, or leave dns out"));
+        }
         if self.reorder.is_some() && self.delay.is_none() {
             return Err(Invalid::new("reorder needs delay: what does not wait overtakes what does"));
         }
@@ -298,12 +337,28 @@ impl Impairments {
     /// The chance of a packet to be hit, if there is a single one.
     #[must_use]
     pub fn chance(&self) -> Option<f64> {
-        let Self { cut, loss, duplicate, corrupt, reorder: _, rate: _, delay: _, ramps, profile: _ } = self;
+        let Self {
+            dns: _,
+            answer,
+            cut,
+            loss,
+            duplicate,
+            corrupt,
+            reorder: _,
+            rate: _,
+            delay: _,
+            ramps,
+            profile: _,
+        } = self;
         if cut.is_some() {
             return Some(1.0);
         }
-        let all =
-            [loss.map(Loss::chance), duplicate.map(Chance::fraction), corrupt.map(|it| it.chance.fraction())];
+        let all = [
+            answer.map(|_| 1.0),
+            loss.map(Loss::chance),
+            duplicate.map(Chance::fraction),
+            corrupt.map(|it| it.chance.fraction()),
+        ];
         let mut chances = all.into_iter().flatten();
         let first = chances.next().filter(|_| !self.waits() && ramps.is_empty());
         if chances.next().is_some() { None } else { first }
@@ -485,8 +540,10 @@ fn read_table(path: &Path) -> Result<Vec<i16>, Invalid> {
 
 impl fmt::Display for Impairments {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { cut, loss, duplicate, corrupt, reorder, rate, delay, ramps, profile } = self;
+        let Self { dns, answer, cut, loss, duplicate, corrupt, reorder, rate, delay, ramps, profile } = self;
         let mut parts: Vec<String> = Vec::new();
+        parts.extend(dns.then(|| "dns".to_owned()));
+        parts.extend(answer.map(|answer| answer.name().to_owned()));
         let first = |fault: &str, value: String| {
             let ramp = ramps.iter().find(|ramp| ramp.is_of(fault));
             ramp.map_or(format!("{fault} {value}"), |ramp| format!("{fault} {ramp}"))
@@ -494,6 +551,9 @@ impl fmt::Display for Impairments {
         let chance = |fault: &str, chance: &Chance| first(fault, chance.percent.to_string()) + &chance.tail();
         parts.extend(cut.map(|cut| cut.to_string()));
         match loss {
+            Some(Loss::Random(it)) if *dns && it.percent == Percent::ALL && ramps.is_empty() => {
+                parts.push("drop".to_owned());
+            }
             Some(Loss::Random(it)) => parts.push(chance("loss", it)),
             Some(Loss::PerFlow(percent)) => parts.push(first("loss", percent.to_string()) + " --per flow"),
             Some(Loss::Bursts([p, r, bad, good])) => parts.push(format!("loss gemodel {p} {r} {bad} {good}")),
@@ -613,6 +673,32 @@ mod tests {
             [chance("loss 5% duplicate 1%"), chance("delay 1ms"), chance("loss 1% delay 1ms")],
             [Ok(None), Ok(None), Ok(None)]
         );
+    }
+
+    #[test]
+    fn of_dns_queries() {
+        for text in
+            ["dns nxdomain", "dns servfail", "dns refused", "dns empty", "dns drop", "dns delay 20ms 5ms"]
+        {
+            assert_eq!(parse(text).map(|it| it.to_string()), Ok(text.to_string()));
+        }
+        assert_eq!(parse("dns drop").map(|it| it.chance()), Ok(Some(1.0)));
+        assert_eq!(parse("dns nxdomain").map(|it| it.chance()), Ok(Some(1.0)));
+        assert!(parse("dns loss 30% delay 5ms").is_ok_and(|it| it.dns && it.answer.is_none()));
+        for text in [
+            "dns",
+            "dns nope",
+            "dns dns",
+            "dns nxdomain servfail",
+            "dns drop delay 1ms",
+            "dns blackhole",
+            "loss 1% dns drop",
+            "nxdomain",
+            "dns delay",
+            "dns servfail 20%",
+        ] {
+            assert!(parse(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod owner;
 mod peer;
 mod percent;
 mod profile;
+mod question;
 mod ramp;
 mod select;
 mod units;
@@ -19,6 +20,7 @@ pub use owner::Owner;
 pub use peer::{Exclusion, Peer};
 pub use percent::Percent;
 pub use profile::{BUILT_IN, Link, Profile, Side};
+pub use question::{Answer, Glob, Question, RecordType};
 pub use ramp::Ramp;
 pub use select::{
     PortRange, Protocol, Selectors, parse_count, parse_duration, parse_network, parse_pid, parse_whole,

@@ -177,9 +177,21 @@ fn side(words: &[String]) -> Result<Side, Invalid> {
         let of = "delay TIME [JITTER], loss PERCENT and rate RATE [limit PACKETS]";
         Err(Invalid::new(format!("a profile cannot have {what}; it can have {of}")))
     };
-    let Impairments { cut, loss, duplicate, corrupt, reorder, rate, delay, ramps, profile: _ } =
-        Impairments::parse(words)?;
+    let Impairments {
+        dns,
+        answer: _,
+        cut,
+        loss,
+        duplicate,
+        corrupt,
+        reorder,
+        rate,
+        delay,
+        ramps,
+        profile: _,
+    } = Impairments::parse(words)?;
     for (there, what) in [
+        (dns, "dns"),
         (duplicate.is_some(), "duplicate"),
         (corrupt.is_some(), "corrupt"),
         (reorder.is_some(), "reorder"),

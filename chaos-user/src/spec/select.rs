@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr, str::FromStr, time::Duration};
 use chaos_ebpf::packet::protocol;
 use ipnet::IpNet;
 
-use super::{Exclusion, Invalid, Owner, Peer};
+use super::{Exclusion, Invalid, Owner, Peer, Question};
 
 /// What a packet must be for a rule to match it. An empty list asks nothing; the entries of one list are
 /// alternatives; all lists must be met.
@@ -27,11 +27,13 @@ pub struct Selectors {
     pub peers: Vec<Peer>,
     /// What of all this is left alone.
     pub excluded: Vec<Exclusion>,
+    /// The DNS query it must be, if it must be one.
+    pub question: Option<Question>,
 }
 
 impl fmt::Display for Selectors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { to, from, port, sport, proto, owners, peers, excluded } = self;
+        let Self { to, from, port, sport, proto, owners, peers, excluded, question } = self;
         let options = |name: &str, values: Vec<String>| -> Vec<String> {
             values.into_iter().map(|value| format!(" --{name} {value}")).collect()
         };
@@ -45,6 +47,7 @@ impl fmt::Display for Selectors {
             options("peer", peers.iter().map(ToString::to_string).collect()),
             options("exclude", excluded.iter().map(ToString::to_string).collect()),
         ];
+        question.iter().try_for_each(|question| write!(f, "{question}"))?;
         f.write_str(&all.concat().concat())
     }
 }
@@ -124,6 +127,9 @@ pub struct PortRange {
 }
 
 impl PortRange {
+    /// Where name servers are.
+    pub const NAME_SERVERS: Self = Self { first: 53, last: 53 };
+
     /// The ports.
     #[must_use]
     pub fn ports(self) -> std::ops::RangeInclusive<u16> {

@@ -163,8 +163,7 @@ fn rules([remote, local, ports, protocol, _, many]: Shape) -> Result<Vec<Rule>> 
         remote_ports: port(1)?,
         local_ports: port(2)?,
         protocols: if protocol == 0 { Vec::new() } else { vec![17] },
-        cgroups: Vec::new(),
-        processes: Vec::new(),
+        ..Match::default()
     };
     let rule = |number: usize| Rule {
         label: String::new(),
