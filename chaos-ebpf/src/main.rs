@@ -133,7 +133,8 @@ fn classify<const SENT: bool>(context: TcContext) -> i32 {
     if hook::decide(&skb, &mut fate).is_none() {
         return TC_ACT_UNSPEC;
     }
-    if setup.effects & effect::ANSWER != 0 && fate.answer != 0 {
+    // Over TCP an answer would have to be the server's next segment: the connection is reset instead.
+    if setup.effects & effect::ANSWER != 0 && fate.answer != 0 && fate.protocol == protocol::UDP {
         return answer::turn(&skb.0, setup, Skb::<SENT>::DIRECTION, &fate);
     }
     if setup.effects & effect::RESET != 0 && fate.reset {
@@ -233,7 +234,10 @@ impl<const SENT: bool> Packet for Skb<SENT> {
 
     #[inline(always)]
     fn exempt(&self, headers: &Headers) -> u32 {
-        if headers.protocol != protocol::TCP || !headers.has_ports {
+        if headers.protocol != protocol::TCP {
+            return 0;
+        }
+        if !headers.has_ports {
             return effect::OF_CONNECTIONS;
         }
         connection::exempt(&self.0, headers.transport, decide::flow(headers, Self::DIRECTION, 0))

@@ -43,6 +43,7 @@ const PROGRAMS: &[Need] = &[
 pub(crate) const TESTS: &[Test] = &[
     Test::new("dns::answers", answers).needs(BPF).timeout(60),
     Test::new("dns::answers_to_what_is_received", received).needs(BPF),
+    Test::new("dns::answers_over_tcp", answers_over_tcp).needs(BPF),
     Test::new("dns::answers_on_lo", loopback).needs(BPF),
     Test::new("dns::drops_over_udp_and_tcp", drops).needs(BPF).timeout(60),
     Test::new("dns::delays", delays).needs(FQ),
@@ -133,6 +134,28 @@ fn received() -> Result {
         ended(&fault)?;
         ensure!(other == Outcome::Nothing && server.asked() == asked + 1, "{family}: {other:?}");
         ensure!(client.ask("bad.example", AAAA)? == Outcome::Records, "{family}: no answer after");
+    }
+    Ok(())
+}
+
+/// Over TCP, where there can be no answer, the connection of a query that matches is reset at once, and no other.
+fn answers_over_tcp() -> Result {
+    let (lab, server) = lab()?;
+    for family in Family::BOTH {
+        let client = Client::new(&lab.near, lab.outward(family).target, PATIENCE)?;
+        let ask = |name| client.ask_by_tcp(&lab.near, name);
+        ensure!(ask("bad.test")? == Outcome::Records, "{family}: no answer before");
+        let fault = arm(&lab.near, NEAR_DEVICE, "nxdomain --name bad.*")?;
+        let asked = server.asked();
+        let start = Instant::now();
+        let hit = ask("bad.test")?;
+        let took = start.elapsed();
+        let beside = ask("good.test")?;
+        let asked = server.asked() - asked;
+        let fired = fired(&ended(&fault)?)?;
+        ensure!(hit == Outcome::Reset && beside == Outcome::Records, "{family}: {hit:?} {beside:?}");
+        ensure!(took < PATIENCE / 2 && asked == 1 && fired == 1, "{family}: {took:?}, {asked}, {fired}");
+        ensure!(ask("bad.test")? == Outcome::Records, "{family}: no answer after");
     }
     Ok(())
 }
@@ -371,7 +394,6 @@ fn refused() -> Result {
         ("dns nxdomain --name b\u{fc}cher.de", &["--name", "xn--"]),
         ("dns nxdomain --type B", &["--type", "AAAA"]),
         ("dns nxdomain --direction both", &["--direction out"]),
-        ("dns nxdomain --proto tcp", &["drop", "delay"]),
         ("dns drop --proto icmp", &["--proto"]),
         ("loss 1% --name a.test", &["--name", "dns"]),
         ("loss 1% dns drop", &["dns comes first"]),

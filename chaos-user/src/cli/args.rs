@@ -386,11 +386,6 @@ impl FaultOptions {
         if dns && proto.iter().any(|proto| !matches!(proto, Protocol::Udp | Protocol::Tcp)) {
             return Err("DNS is over --proto udp or tcp".into());
         }
-        if impairments.answer.is_some() && proto.iter().any(|proto| *proto != Protocol::Udp) {
-            return Err(
-                "only queries over UDP are answered; over TCP there are dns drop and dns delay".into()
-            );
-        }
         Ok(dns.then(|| Question { names: name.clone(), types: types.clone() }))
     }
 

@@ -112,9 +112,7 @@ fn matches(spec: &FaultSpec, direction: Direction, found: &Found) -> Match {
         port.push(PortRange::NAME_SERVERS);
     }
     if question.is_some() && proto.is_empty() {
-        proto.push(spec::Protocol::Udp);
-        // An answer is one packet, which a connection would not take for the server's next.
-        proto.extend(spec.impairments.answer.is_none().then_some(spec::Protocol::Tcp));
+        proto.extend([spec::Protocol::Udp, spec::Protocol::Tcp]);
     }
     let protocols = proto.into_iter().flat_map(spec::Protocol::numbers).collect();
     let (cgroups, processes) = (found.cgroups.clone(), found.processes.clone());
@@ -151,7 +149,8 @@ pub fn effects(impairments: &Impairments, elapsed: Duration, table: (u32, u32), 
         rule.effects |= effect::PROFILE;
     }
     if let Some(answer) = answer {
-        rule.effects |= effect::ANSWER;
+        // Over TCP the connection is reset.
+        rule.effects |= effect::ANSWER | effect::RESET;
         rule.answer = answer.rcode() + 1;
     }
     match cut {

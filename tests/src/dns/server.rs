@@ -1,7 +1,7 @@
 //! A name server that has an address for every name, and queries for it.
 
 use std::{
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::{
         Arc,
@@ -119,6 +119,8 @@ pub(super) enum Outcome {
     Without(u8),
     /// No answer in time.
     Nothing,
+    /// The connection was reset.
+    Reset,
 }
 
 /// Who asks, over UDP and TCP.
@@ -170,7 +172,10 @@ impl Client {
         let mut stream = netns.run(|| TcpStream::connect(self.server).context("connect"))?;
         stream.set_read_timeout(Some(self.patience)).context("SO_RCVTIMEO")?;
         stream.write_all(&with_length(&query)).context("send")?;
-        outcome(&query, receive(&mut stream).ok())
+        match receive(&mut stream) {
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(Outcome::Reset),
+            received => outcome(&query, received.ok()),
+        }
     }
 }
 
