@@ -97,8 +97,8 @@ impl Plan {
     }
 }
 
-/// What stands where an interface's name would.
-pub const NO_DEVICE: &str = "-";
+/// What stands where an interface's name would, for a run that has none.
+pub const NO_DEVICE: &str = "connect()";
 
 /// A fault that could not be prepared, or whose owner lost hold of it.
 #[derive(Debug, thiserror::Error)]
