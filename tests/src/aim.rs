@@ -2,16 +2,21 @@
 
 use std::{
     net::{TcpListener, TcpStream, UdpSocket},
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::process::CommandExt},
     process::Stdio,
     time::Duration,
+};
+
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, unshare},
 };
 
 use crate::{
     cgroup::{Cgroup, Inhabitant},
     ensure,
     error::{Context, Result},
-    faultline::{Exit, Faultline},
+    faultline::Faultline,
     harness::{Need, Test, is_emulated, program, rounds},
     inventory::Inventory,
     lab::{Family, Lab, NEAR_DEVICE, Netns, Options},
@@ -95,12 +100,6 @@ struct Flows {
     bystander: Probe,
 }
 
-fn ended(fault: &Faultline) -> Result<Exit> {
-    let exit = fault.interrupt()?;
-    ensure!(exit.code == Some(130), "exit {:?}, not 130; stderr: {}", exit.code, exit.stderr);
-    Ok(exit)
-}
-
 /// Ways and families; under emulation each once.
 fn combinations() -> impl Iterator<Item = (Way, Family)> {
     let all = Way::BOTH.into_iter().flat_map(|way| Family::BOTH.map(|family| (way, family)));
@@ -143,7 +142,7 @@ fn loss() -> Result {
         let hit = came(&late, count)?;
         ensure!(expected.contains(&hit), "{what}, a later socket: {hit} of {count} came");
         ensure!(came(&early.bystander, count)? == u64::from(count), "{what}: the bystander lost");
-        let exit = ended(&fault)?;
+        let exit = fault.end()?;
         let rules = exit.event("summary")?.rules()?;
         let rule = rules.first().context("no rule")?;
         ensure!(rule.matched.packets == u64::from(2 * count), "{what}: matched {}", rule.matched.packets);
@@ -164,7 +163,7 @@ fn delay() -> Result {
         let fault = scene.arm(&format!("delay 40ms --direction {}", way.name()))?;
         let hit = median(&what("target"), &flows.target, count)?;
         let beside = median(&what("bystander"), &flows.bystander, count)?;
-        ended(&fault)?;
+        fault.end()?;
         ensure!((ASKED - 1_000_000..ASKED + 25_000_000).contains(&hit), "{}: {hit} ns", what("target"));
         ensure!(beside - before < UNTOUCHED_NS, "{}: {before} ns before, {beside} now", what("bystander"));
         ensure!(median(&what("after"), &flows.target, count)? < ASKED / 2, "slow after");
@@ -187,7 +186,7 @@ fn rate() -> Result {
         let fault = scene.arm(&format!("rate 2mbit limit 10 --direction {}", way.name()))?;
         let (slow, sent) = flows.target.run(pace)?;
         let (free, _) = flows.bystander.run(pace)?;
-        ended(&fault)?;
+        fault.end()?;
         let (slow, free) = (slow.len() as u32, free.len() as u32);
         ensure!(free == sent, "{}: {free} of {sent} of the bystander came", way.name());
         // Of 0.5 s at 2 mbit/s 120 packets come, those in the queue, and some more if the machine is late.
@@ -207,7 +206,7 @@ fn everything() -> Result {
     )?;
     let hit = flows.target.run(pace(count))?.0;
     let beside = median("bystander", &flows.bystander, count)?;
-    ended(&fault)?;
+    fault.end()?;
     let late = hit.iter().filter(|arrival| arrival.delay > 15_000_000).count();
     ensure!(late * 3 > count as usize, "{late} of {count} came late");
     ensure!(beside - before < UNTOUCHED_NS, "bystander: {before} ns before, {beside} now");
@@ -231,7 +230,7 @@ fn tcp() -> Result {
         for direction in ["in", "out"] {
             let fault = scene.arm(&format!("loss 100% --direction {direction}"))?;
             let [hit, beside] = [connect(6000)?, connect(6001)?];
-            ended(&fault)?;
+            fault.end()?;
             ensure!(!hit && beside, "{family} {direction}: connected {hit}, the bystander {beside}");
         }
         ensure!(connect(6000)?, "{family}: no connection after");
@@ -251,7 +250,7 @@ fn below() -> Result {
     let (inside, beside, outside) = (child.run(|| open(4000))?, sibling.run(|| open(4001))?, open(4002)?);
     let joined = scene.cgroup.run(|| open(4003))?;
     let counts = [came(&inside, 20)?, came(&joined, 20)?, came(&beside, 20)?, came(&outside, 20)?];
-    ended(&fault)?;
+    fault.end()?;
     ensure!(counts == [0, 0, 20, 20], "below, joined, beside, outside: {counts:?} of 20 came");
     ensure!(came(&inside, 20)? == 20, "lost after");
     Ok(())
@@ -264,7 +263,7 @@ fn partition() -> Result {
         let flows = scene.flows(way, family)?;
         let fault = scene.arm(&format!("partition --peer {}", scene.lab.outward(family).target))?;
         let counts = [came(&flows.target, 20)?, came(&flows.bystander, 20)?];
-        ended(&fault)?;
+        fault.end()?;
         ensure!(counts == [0, 20], "{} {family}: {counts:?} of 20 came", way.name());
         ensure!(came(&flows.target, 20)? == 20, "{} {family}: cut off after", way.name());
     }
@@ -282,7 +281,7 @@ fn container() -> Result {
     let fault = Faultline::start(&["net", "loss", "100%", "--container", &names[0]])?;
     fault.wait_event("armed", PATIENCE)?;
     let answered = [sends(&containers[0])?, sends(&containers[1])?];
-    ended(&fault)?;
+    fault.end()?;
     ensure!(answered == [false, true], "answered: {answered:?}");
     ensure!(sends(&containers[0])?, "no answer after");
     Ok(())
@@ -365,7 +364,7 @@ fn own_network() -> Result {
         let fault = Faultline::start(&[&["net", "loss", "100%"][..], &aim].concat())?;
         fault.wait_event("armed", PATIENCE)?;
         let counts = [came(&target, 20)?, came(&bystander, 20)?];
-        ended(&fault)?;
+        fault.end()?;
         ensure!(counts == [0, 20], "{aim:?}: {counts:?} of 20 came");
     }
     ensure!(came(&target, 20)? == 20, "lost after");
@@ -469,6 +468,20 @@ fn refused() -> Result {
         let words = [&["net", "loss", "1%", "--dev", "lo"], *words].concat();
         Faultline::check_refused(&words, *code, said)?;
     }
+    // As where there is cgroup v1 alone.
+    let root = crate::cgroup::root()?;
+    let exit = Faultline::run_with(&["net", "loss", "1%", "--dev", "lo", "--cgroup", "any"], |command| {
+        let without = move || {
+            const NOTHING: Option<&str> = None;
+            unshare(CloneFlags::CLONE_NEWNS)?;
+            mount(NOTHING, "/", NOTHING, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NOTHING)?;
+            Ok(umount2(&root, MntFlags::MNT_DETACH)?)
+        };
+        // SAFETY: system calls alone, between fork and exec.
+        unsafe { command.pre_exec(without) };
+    })?;
+    let told = exit.stderr.contains("no cgroup2 file system") && exit.stderr.contains("mount -t cgroup2");
+    ensure!(exit.code == Some(3) && told, "{:?} {}", exit.code, exit.stderr);
     // Four digits are enough to be looked for, and here not enough to be found.
     let same = Cgroup::named(&format!("libpod-aa11{:060x}.scope", u64::from(std::process::id()) + 1))?;
     let exit = Faultline::run(&["net", "loss", "1%", "--dev", "lo", "--container", "aa11"])?;

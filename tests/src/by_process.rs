@@ -109,15 +109,16 @@ fn sockets_it_has() -> Result {
     before.wait_until_equal(&[], Duration::from_secs(5))
 }
 
-/// A shell that begins a client when it is told to.
+/// A shell that goes to another cgroup and begins a client there when it is told to.
 struct Shell(Child);
 
 impl Shell {
-    fn new(lab: &Lab, cgroup: &Cgroup, server: SocketAddr) -> Result<Self> {
+    fn new(lab: &Lab, [cgroup, other]: [&Cgroup; 2], server: SocketAddr) -> Result<Self> {
         let mut shell = Command::new(program("sh").context("no program sh")?);
         let client = program("redis-cli").context("no program redis-cli")?;
         let (client, at, port) = (client.display(), server.ip(), server.port());
-        shell.args(["-c", &format!("read go; {client} -h {at} -p {port} ping 2>&1; true")]);
+        let moves = format!("echo 0 > {}/cgroup.procs", other.path().display());
+        shell.args(["-c", &format!("read go; {moves}; {client} -h {at} -p {port} ping 2>&1; true")]);
         shell.stdin(Stdio::piped()).stdout(Stdio::piped());
         lab.near.home_of(&mut shell);
         cgroup.run(|| Ok(Self(shell.spawn().context("sh")?)))
@@ -139,16 +140,17 @@ impl Drop for Shell {
     }
 }
 
-/// A child that comes to be later makes its socket then, and is hit; that of another shell is not.
+/// A child that comes to be later, in another cgroup, makes its socket then and is hit; that of another shell is not.
 fn whom_it_begins() -> Result {
-    let (lab, cgroup) = (Lab::new()?, Cgroup::new()?);
+    let (lab, cgroups) = (Lab::new()?, [Cgroup::new()?, Cgroup::new()?]);
+    let cgroups = cgroups.each_ref();
     let at = lab.outward(Family::V4).target;
     let server = lab.far.run(|| TcpListener::bind((at, PORT)).context("listen"))?;
     let at = server.local_addr().context("getsockname")?;
     for (words, said) in
         [(&["refuse"][..], "Connection refused"), (&["reset", "--dev", NEAR_DEVICE], "reset by peer")]
     {
-        let (target, bystander) = (Shell::new(&lab, &cgroup, at)?, Shell::new(&lab, &cgroup, at)?);
+        let (target, bystander) = (Shell::new(&lab, cgroups, at)?, Shell::new(&lab, cgroups, at)?);
         let pid = target.0.id().to_string();
         let words = [&["net"], words, &["--pid", &pid]].concat();
         let fault = Faultline::start_in(&lab.near, &words)?;
@@ -171,9 +173,7 @@ fn whom_it_begins() -> Result {
         // The target is gone, which ends the fault by itself.
         let exit = fault.wait(PATIENCE)?;
         ensure!(exit.code == Some(4), "{words:?}: {:?} {}", exit.code, exit.stderr);
-        let rules = exit.event("summary")?.json["rules"].as_array().context("rules")?.clone();
-        let fired: u64 = rules.iter().filter_map(|rule| rule["fired"]["packets"].as_u64()).sum();
-        ensure!(fired >= 1, "{words:?}: fired {fired}");
+        ensure!(exit.fired()? >= 1, "{words:?}: it never fired");
     }
     Ok(())
 }

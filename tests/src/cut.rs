@@ -53,12 +53,6 @@ fn arm(netns: &Netns, fault: &str) -> Result<Faultline> {
     Ok(fault)
 }
 
-fn ended(fault: &Faultline) -> Result<serde_json::Value> {
-    let exit = fault.interrupt()?;
-    ensure!(exit.code == Some(130), "exit {:?}, not 130; stderr: {}", exit.code, exit.stderr);
-    Ok(exit.event("summary")?.json.clone())
-}
-
 /// Whether all packets of a flow come, or none.
 fn passes(flow: &Probe) -> Result<bool> {
     let came = flow.run(FEW)?.0.len() as u32;
@@ -89,7 +83,7 @@ fn partition() -> Result {
             let fault = arm(&lab.near, &format!("net partition --dev {NEAR_DEVICE} {options}"))?;
             let passed = [passes(&flows[0])?, passes(&flows[1])?];
             let beside = passes(&other)?;
-            ended(&fault)?;
+            fault.end()?;
             ensure!(passed == cut.map(|cut| !cut), "{what}: sent and received pass: {passed:?}");
             ensure!(beside, "{what}: the bystander is cut off");
             ensure!(passes(&flows[0])? && passes(&flows[1])?, "{what}: cut after");
@@ -114,7 +108,8 @@ fn blackhole() -> Result {
         ),
     )?;
     let passed = [passes(&cut)?, passes(&by_port)?, passes(&back)?, passes(&by_host)?];
-    let summary = ended(&fault)?;
+    let exit = fault.end()?;
+    let summary = &exit.event("summary")?.json;
     ensure!(passed == [false, true, true, true], "cut, port, port back, host: {passed:?}");
     ensure!(passes(&cut)?, "cut after");
     let rules = summary.get("rules").and_then(serde_json::Value::as_array).context("rules")?;
@@ -158,7 +153,8 @@ fn protected() -> Result {
             })?;
             fault.wait_event("armed", PATIENCE)?;
             let works = [connections[0].works()?, connections[1].works()?, passes(&metadata)?];
-            let summary = ended(&fault)?;
+            let exit = fault.end()?;
+            let summary = &exit.event("summary")?.json;
             ensure!(works == [spared, false, spared], "{family} {option:?}: {works:?}");
             let counted = summary["spared"].as_u64().context("spared")?;
             // What is said, and what is sent to the metadata service.
@@ -202,7 +198,7 @@ fn a_name_that_changes() -> Result {
         ensure!(Instant::now() < deadline, "the name's new address is not cut off");
     }
     ensure!(!passes(&flows[0])?, "the name's first address is not cut off any more");
-    ended(&fault)?;
+    fault.end()?;
     ensure!([passes(&flows[0])?, passes(&flows[1])?] == [true, true], "after");
     fs::remove_file(&hosts).context(hosts.display())
 }
@@ -310,12 +306,12 @@ fn five_hosts() -> Result {
     let faults = [cut(0, &far_side)?, cut(1, &far_side)?];
     ring.check("two sides", &|from, to| side(from) == side(to))?;
     for fault in &faults {
-        ended(fault)?;
+        fault.end()?;
     }
     ring.check("after two sides", &|_, _| true)?;
     let fault = cut(3, &format!("--direction in --peer {}", net(4)))?;
     ring.check("one way", &|from, to| (from, to) != (4, 3))?;
-    ended(&fault)?;
+    fault.end()?;
     let faults = [
         cut(0, "--peer 10.78.0.0/16 --except 10.78.4.1")?,
         cut(2, &format!("--peer {} --direction out", net(1)))?,

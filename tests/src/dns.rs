@@ -21,7 +21,7 @@ use crate::{
     cgroup::Cgroup,
     ensure,
     error::{Context, Result},
-    faultline::{Exit, Faultline},
+    faultline::Faultline,
     harness::{Need, Test, is_emulated, program},
     inventory::Inventory,
     lab::{FAR_DEVICE, Family, Lab, NEAR_DEVICE, Netns},
@@ -69,18 +69,6 @@ fn arm(netns: &Netns, device: &str, fault: &str) -> Result<Faultline> {
     Ok(fault)
 }
 
-fn ended(fault: &Faultline) -> Result<Exit> {
-    let exit = fault.interrupt()?;
-    ensure!(exit.code == Some(130), "exit {:?}, not 130; stderr: {}", exit.code, exit.stderr);
-    Ok(exit)
-}
-
-/// How many queries the first rule hit.
-fn fired(exit: &Exit) -> Result<u64> {
-    let rules = exit.event("summary")?.rules()?;
-    Ok(rules.first().context("no rule")?.fired.packets)
-}
-
 /// A lab whose `far` has a name server.
 fn lab() -> Result<(Lab, Server)> {
     let lab = Lab::new()?;
@@ -108,7 +96,7 @@ fn answers() -> Result {
                 let got = client.ask(name, record)?;
                 ensure!(got == Outcome::Records, "{what}: {name} {record}: {got:?}");
             }
-            let fired = fired(&ended(&fault)?)?;
+            let fired = fault.end()?.fired()?;
             ensure!(fired == 3, "{what}: {fired} fired");
             ensure!(client.ask("www.example.com", A)? == Outcome::Records, "{what}: no answer after");
         }
@@ -131,7 +119,7 @@ fn received() -> Result {
         ensure!(got == Outcome::Without(2), "{family}: {got:?}");
         ensure!(server.asked() == asked, "{family}: the server was asked");
         let other = client.ask("good.example", AAAA)?;
-        ended(&fault)?;
+        fault.end()?;
         ensure!(other == Outcome::Nothing && server.asked() == asked + 1, "{family}: {other:?}");
         ensure!(client.ask("bad.example", AAAA)? == Outcome::Records, "{family}: no answer after");
     }
@@ -152,7 +140,7 @@ fn answers_over_tcp() -> Result {
         let took = start.elapsed();
         let beside = ask("good.test")?;
         let asked = server.asked() - asked;
-        let fired = fired(&ended(&fault)?)?;
+        let fired = fault.end()?.fired()?;
         ensure!(hit == Outcome::Reset && beside == Outcome::Records, "{family}: {hit:?} {beside:?}");
         ensure!(took < PATIENCE / 2 && asked == 1 && fired == 1, "{family}: {took:?}, {asked}, {fired}");
         ensure!(ask("bad.test")? == Outcome::Records, "{family}: no answer after");
@@ -172,7 +160,7 @@ fn loopback() -> Result {
             let fault = arm(&lab.near, "lo", &format!("nxdomain --name a.test --direction {direction}"))?;
             let asked = server.asked();
             let got = [client.ask("a.test", A)?, client.ask("b.test", A)?];
-            let fired = fired(&ended(&fault)?)?;
+            let fired = fault.end()?.fired()?;
             ensure!(got == [Outcome::Without(3), Outcome::Records], "{address} {direction}: {got:?}");
             ensure!(server.asked() == asked + 1 && fired == 1, "{address} {direction}: {fired} fired");
         }
@@ -191,7 +179,7 @@ fn drops() -> Result {
         let asked = server.asked();
         let [hit, beside] = [both("bad.test")?, both("good.test")?];
         let asked = server.asked() - asked;
-        ended(&fault)?;
+        fault.end()?;
         ensure!(
             hit == [Outcome::Nothing; 2] && beside == [Outcome::Records; 2],
             "{family}: {hit:?} {beside:?}"
@@ -216,7 +204,7 @@ fn delays() -> Result {
     let slow = time(&|| client.ask("slow.test", A))?;
     let slow_tcp = time(&|| client.ask_by_tcp(&lab.near, "slow.test"))?;
     let fast = time(&|| client.ask("fast.test", A))?;
-    ended(&fault)?;
+    fault.end()?;
     ensure!(slow >= ASKED && slow_tcp >= ASKED, "after {slow:?} and, over TCP, {slow_tcp:?}");
     ensure!(fast < ASKED, "the other name: after {fast:?}");
     Ok(())
@@ -230,13 +218,13 @@ fn names() -> Result {
     let fault = arm(&lab.near, NEAR_DEVICE, &format!("refused --name {longest} --name ."))?;
     let shorter = &longest[1..];
     let got = [client.ask(&longest, A)?, client.ask("", A)?, client.ask(shorter, A)?];
-    ended(&fault)?;
+    fault.end()?;
     ensure!(got == [Outcome::Without(5), Outcome::Without(5), Outcome::Records], "{got:?}");
 
     let many: String = (0..1000).map(|host| format!(" --name host{host}.*.net")).collect();
     let fault = arm(&lab.near, NEAR_DEVICE, &format!("nxdomain{many}"))?;
     let got = [client.ask("host999.a.b.net", A)?, client.ask("host1000.a.net", A)?];
-    ended(&fault)?;
+    fault.end()?;
     ensure!(got == [Outcome::Without(3), Outcome::Records], "of a thousand: {got:?}");
     Ok(())
 }
@@ -271,7 +259,7 @@ fn garbage() -> Result {
         let is_answered = back.len() > 3 && back[2] == 0x81 && back[3] == 0x83;
         ensure!(!is_answered, "{message:?} was answered: {back:?}");
     }
-    let fired = fired(&ended(&fault)?)?;
+    let fired = fault.end()?.fired()?;
     ensure!(fired == 0, "{fired} fired");
     Ok(())
 }
@@ -288,7 +276,7 @@ fn one_cgroup() -> Result {
         for (kind, expected) in [("nxdomain", Outcome::Without(3)), ("drop", Outcome::Nothing)] {
             let fault = arm(&lab.near, NEAR_DEVICE, &format!("{kind} --cgroup {path}"))?;
             let got = [target.ask("a.test", A)?, bystander.ask("a.test", A)?];
-            ended(&fault)?;
+            fault.end()?;
             ensure!(got == [expected, Outcome::Records], "{family} {kind}: {got:?}");
             ensure!(target.ask("a.test", A)? == Outcome::Records, "{family} {kind}: no answer after");
         }
@@ -377,7 +365,7 @@ fn programs() -> Result {
         let hit = cgroup.run(|| programs.find("www.example.com", status))?;
         let other = cgroup.run(|| programs.find("api.example.com", status))?;
         let beside = programs.find("www.example.com", status)?;
-        ended(&fault)?;
+        fault.end()?;
         ensure!([hit, other, beside] == [false, true, true], "{kind}: {hit}, {other}, {beside}");
     }
     ensure!(cgroup.run(|| programs.find("www.example.com", ""))?, "not found after");

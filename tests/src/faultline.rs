@@ -84,6 +84,15 @@ impl Exit {
         let last = self.events.iter().rev().find(|event| event.kind == kind);
         last.context(format_args!("no {kind} event; exit {:?}, stderr: {}", self.code, self.stderr))
     }
+
+    /// How many packets all rules together acted on.
+    ///
+    /// # Errors
+    ///
+    /// If there was no summary.
+    pub fn fired(&self) -> Result<u64> {
+        Ok(self.event("summary")?.rules()?.iter().map(|rule| rule.fired.packets).sum())
+    }
 }
 
 /// The arguments with `--json`, which belongs before the first `--and`.
@@ -243,6 +252,17 @@ impl Faultline {
     /// If it does not end in time.
     pub fn wait(&self, time: Duration) -> Result<Exit> {
         self.shared.wait_exit(Instant::now() + time)
+    }
+
+    /// Interrupts it, and checks that it says it was and that all is reverted.
+    ///
+    /// # Errors
+    ///
+    /// If it ends in another way.
+    pub fn end(&self) -> Result<Exit> {
+        let exit = self.interrupt()?;
+        ensure!(exit.code == Some(130), "exit {:?}, not 130; stderr: {}", exit.code, exit.stderr);
+        Ok(exit)
     }
 
     /// Ends it as a user would, by Ctrl-C, and waits for its end.

@@ -111,7 +111,8 @@ fn announce(test: &Test) -> io::Result<()> {
 }
 
 /// The tests whose outcome depends on the kernel's network stack, and on nothing that is configured.
-const OF_PACKETS: [&str; 7] = ["shape::", "aim::", "by_process::", "cut::", "sever::", "dns::", "programs::"];
+const OF_PACKETS: [&str; 8] =
+    ["shape::", "aim::", "by_process::", "cut::", "sever::", "profile::", "dns::", "programs::"];
 
 fn is_chosen(test: &Test, cli: &Cli) -> bool {
     let named = cli.filter.is_empty() || cli.filter.iter().any(|filter| test.name.contains(filter.as_str()));

@@ -14,7 +14,7 @@ use crate::{
     cgroup::Cgroup,
     ensure,
     error::{Context, Result},
-    faultline::{Exit, Faultline},
+    faultline::Faultline,
     harness::{Need, Test},
     inventory::Inventory,
     lab::{Family, Lab, NEAR_DEVICE, Netns},
@@ -29,6 +29,7 @@ const CONNECT: &[Need] = &[Need::Root, Need::Btf, Need::CgroupV2, Need::CgroupCo
 pub(crate) const TESTS: &[Test] = &[
     Test::new("sever::refuse_one_cgroup", refuse).needs(CONNECT),
     Test::new("sever::refuse_spares", refuse_spares).needs(CONNECT),
+    Test::new("sever::refuse_of_several", refuse_of_several).needs(CONNECT),
     Test::new("sever::reset_both_ends", reset).needs(BPF).timeout(60),
     Test::new("sever::reset_on_loopback", reset_on_loopback).needs(BPF),
     Test::new("sever::timeout_once_it_stands", timeout).needs(BPF).timeout(60),
@@ -105,17 +106,6 @@ impl Service {
     }
 }
 
-fn ended(fault: &Faultline) -> Result<Exit> {
-    let exit = fault.interrupt()?;
-    ensure!(exit.code == Some(130), "exit {:?}, not 130; stderr: {}", exit.code, exit.stderr);
-    Ok(exit)
-}
-
-fn fired(exit: &Exit) -> Result<u64> {
-    let rules = exit.event("summary")?.json["rules"].as_array().context("rules")?.clone();
-    Ok(rules.iter().filter_map(|rule| rule["fired"]["packets"].as_u64()).sum())
-}
-
 /// The errno of what did not succeed, and how long that took.
 fn failure<T>(attempt: impl FnOnce() -> io::Result<T>) -> (Option<i32>, Duration) {
     let start = Instant::now();
@@ -144,8 +134,8 @@ fn refuse() -> Result {
         ensure!(took < Duration::from_millis(500), "{family} {word}: after {took:?}");
         ensure!(open.works()?, "{family}: the open connection is dead");
         ensure!(service.bystander()?.works()?, "{family}: the bystander's is dead");
-        let exit = ended(&fault)?;
-        ensure!(fired(&exit)? == 1, "{family}: fired {}", fired(&exit)?);
+        let exit = fault.end()?;
+        ensure!(exit.fired()? == 1, "{family}: fired {}", exit.fired()?);
         ensure!(service.connection()?.works()?, "{family}: refused after");
     }
     before.wait_until_equal(&[], Duration::from_secs(5))
@@ -179,12 +169,35 @@ fn refuse_spares() -> Result {
         let fault = service.arm(format!("net refuse {options}").trim_end())?;
         let found = [connects(there)?, connects(there)?];
         let found_here = connects(here)?;
-        let exit = ended(&fault)?;
+        let exit = fault.end()?;
         ensure!(found == passes && found_here == passes_here, "{options}: {found:?}, here {found_here}");
         let spared = exit.event("summary")?.json["spared"].as_u64().context("spared")?;
         let protected = options.is_empty();
         ensure!(!protected || spared == 1, "{options}: {spared} spared");
     }
+    Ok(())
+}
+
+/// Of a cgroup, one below it and one that vanishes: each connection is counted once, and the fault goes on.
+fn refuse_of_several() -> Result {
+    let service = Service::new(Way::Out, Family::V4)?;
+    let open = service.connection()?;
+    let _process = service.holds(&open.client)?;
+    let (below, other) = (service.cgroup.child("below")?, Cgroup::new()?);
+    let near = &service.lab.near;
+    let _inhabitant = below.inhabit_in(near, |_| {})?;
+    let gone = other.inhabit_in(near, |_| {})?;
+    let [below_path, other_path] = [&below, &other].map(|cgroup| cgroup.path().display().to_string());
+    let fault = service.arm(&format!("net refuse --every 2 --cgroup {below_path} --cgroup {other_path}"))?;
+    drop(gone);
+    drop(other);
+    let there = service.listener.local_addr().context("getsockname")?;
+    let connect = |cgroup: &Cgroup| near.run(|| cgroup.run(|| Ok(TcpStream::connect(there).is_ok())));
+    // Longer than it takes to notice.
+    ensure!(fault.wait(Duration::from_secs(1)).is_err(), "it ended with one of its targets");
+    let found = [connect(&below)?, connect(&below)?, connect(&service.cgroup)?, connect(&service.cgroup)?];
+    let fired = fault.end()?.fired()?;
+    ensure!(found == [true, false, true, false] && fired == 2, "{found:?}, {fired} fired");
     Ok(())
 }
 
@@ -223,8 +236,8 @@ fn reset() -> Result {
             is_reset(&client, &format!("{what}: a new client"))?;
         }
         ensure!(bystander.works()?, "{what}: the bystander is dead");
-        let exit = ended(&fault)?;
-        ensure!(fired(&exit)? >= 3, "{what}: fired {}", fired(&exit)?);
+        let exit = fault.end()?;
+        ensure!(exit.fired()? >= 3, "{what}: fired {}", exit.fired()?);
         drop(service.listener.set_nonblocking(true));
         while service.listener.accept().is_ok() {}
         drop(service.listener.set_nonblocking(false));
@@ -246,7 +259,7 @@ fn reset_on_loopback() -> Result {
         is_reset(&silent.client, &format!("{at}: the client"))?;
         is_reset(&silent.server, &format!("{at}: the server"))?;
         ensure!(bystander.works()?, "{at}: the bystander is dead");
-        ended(&fault)?;
+        fault.end()?;
     }
     Ok(())
 }
@@ -270,8 +283,8 @@ fn timeout() -> Result {
             ensure!(silent, "{what}: {heard:?}");
         }
         ensure!(bystander.works()?, "{what}: the bystander is dead");
-        let exit = ended(&fault)?;
-        ensure!(fired(&exit)? >= 2, "{what}: fired {}", fired(&exit)?);
+        let exit = fault.end()?;
+        ensure!(exit.fired()? >= 2, "{what}: fired {}", exit.fired()?);
         for connection in [&old, &new] {
             let heard = Connection::hears(&connection.server, PATIENCE)?;
             ensure!(matches!(heard, Ok(1)), "{what}: after it {heard:?}");

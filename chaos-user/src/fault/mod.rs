@@ -40,13 +40,14 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// Takes note of what a name stands for.
-    pub fn learn(&mut self, name: &str, addresses: &[IpNet]) {
+    /// Takes note of what a name stands for, and says how much of it is new.
+    pub fn learn(&mut self, name: &str, addresses: &[IpNet]) -> usize {
+        let mut new = Vec::new();
         if self.names.iter().any(|known| known == name) {
-            let new = addresses.iter().filter(|address| !self.matches.remote.contains(address));
-            let new: Vec<_> = new.copied().collect();
-            self.matches.remote.extend(new);
+            new.extend(addresses.iter().filter(|address| !self.matches.remote.contains(address)));
         }
+        self.matches.remote.extend(&new);
+        new.len()
     }
 
     /// What the table of mechanisms calls its faults.
@@ -133,6 +134,12 @@ pub struct Match {
 }
 
 impl Match {
+    /// Whether it asks for nobody's sockets.
+    #[must_use]
+    pub fn is_of_everybody(&self) -> bool {
+        self.cgroups.is_empty() && self.processes.is_empty()
+    }
+
     /// Whether packets of a connection would match, its cgroup aside. An end that is not settled could be any.
     #[must_use]
     pub fn takes(&self, protocol: u8, local: SocketAddr, remote: SocketAddr) -> bool {

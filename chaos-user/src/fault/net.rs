@@ -65,10 +65,9 @@ pub fn rules(faults: &[(&FaultSpec, Found)]) -> Vec<Rule> {
             for spare in spec.selectors.excluded.iter().zip(&found.excluded).flat_map(left_alone) {
                 let (label, matches, names) = spare;
                 // What several faults leave alone is looked for once.
-                match spares
-                    .iter_mut()
-                    .find(|other| other.direction == *direction && other.matches == matches)
-                {
+                match spares.iter_mut().find(|other| {
+                    other.direction == *direction && other.matches == matches && other.names == names
+                }) {
                     Some(other) => other.spares.push(place),
                     None => spares.push(Rule {
                         label: format!("exclude {label}"),

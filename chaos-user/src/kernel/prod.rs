@@ -18,7 +18,7 @@ use nix::{
     },
 };
 
-use super::{Error, Result};
+use super::{Error, Result, netlink::Netlink};
 
 /// Sends such segments, in the network namespace in which it was opened.
 #[derive(Debug)]
@@ -26,6 +26,8 @@ pub struct Prod {
     v4: OwnedFd,
     /// Not there without IPv6.
     v6: Option<OwnedFd>,
+    /// What lies on this host: to another nothing is sent, whatever address a socket has.
+    own: Vec<IpAddr>,
 }
 
 impl Prod {
@@ -37,7 +39,7 @@ impl Prod {
     pub fn open() -> Result<Self> {
         let open = |family| socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw);
         let v4 = open(AddressFamily::Inet).map_err(|errno| Error::new("socket", "SOCK_RAW", errno.into()))?;
-        Ok(Self { v4, v6: open(AddressFamily::Inet6).ok() })
+        Ok(Self { v4, v6: open(AddressFamily::Inet6).ok(), own: Netlink::open()?.addresses()? })
     }
 
     /// Has the connection between these ends say something, if it is still there.
@@ -46,6 +48,9 @@ impl Prod {
     ///
     /// The kernel's.
     pub fn provoke(&self, local: SocketAddr, remote: SocketAddr) -> Result<()> {
+        if !local.ip().is_loopback() && !self.own.contains(&local.ip()) {
+            return Ok(());
+        }
         let (socket, to): (_, Box<dyn SockaddrLike>) = match (local, &self.v6) {
             (SocketAddr::V4(local), _) => {
                 (&self.v4, Box::new(SockaddrIn::from(SocketAddrV4::new(*local.ip(), 0))))

@@ -285,6 +285,17 @@ impl Programs {
         socket.fd().map_err(|error| refused(program::SOCKET, error))
     }
 
+    /// Has new sockets of a process, and of those it has begun, be nobody's.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn forget_process(&mut self, pid: u32) -> Result<()> {
+        let mut processes: HashMap<_, u32, u64> = self.typed(map::PROCESSES)?;
+        // An entry is never deleted while a program can run.
+        processes.insert(pid, 0, 0).map_err(|error| Error::aya("write", map::PROCESSES, &error))
+    }
+
     /// Has a socket be one that these rules want.
     ///
     /// # Errors
@@ -361,7 +372,7 @@ fn cgroup_offsets(types: &KernelTypes) -> Result<CgroupOffsets> {
 }
 
 /// So many addresses of a family more can names come to stand for in one run; a name has rarely ten.
-const NAMES_ROOM: u32 = 1024;
+pub const NAMES_ROOM: u32 = 1024;
 
 /// How many entries the maps need whose size depends on the run; the kernel refuses none at all.
 fn sizes(tables: &Tables) -> Vec<(&'static str, u32)> {

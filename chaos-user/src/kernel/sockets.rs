@@ -7,12 +7,13 @@ use std::{
 
 use super::{Error, Result};
 
-/// Each as a file descriptor of our own. A process that has ended has none.
+/// Does something with each, as a file descriptor of our own, one after the other: there may be more than we may have
+/// open. A process that has ended has none.
 ///
 /// # Errors
 ///
-/// The kernel's.
-pub fn of(process: u32) -> Result<Vec<OwnedFd>> {
+/// The kernel's, and the action's.
+pub fn each(process: u32, mut action: impl FnMut(&OwnedFd) -> Result<()>) -> Result<()> {
     let error = |call, source| Error::new(call, format!("process {process}"), source);
     // SAFETY: takes numbers; a new fd, if it is one, which nobody else has.
     let handle = match unsafe { libc::syscall(libc::SYS_pidfd_open, process, 0) } {
@@ -24,7 +25,6 @@ pub fn of(process: u32) -> Result<Vec<OwnedFd>> {
         Ok(files) => files,
         Err(source) => return gone(source).map_err(|source| error("readdir", source)),
     };
-    let mut sockets = Vec::new();
     // Files are closed at any time.
     for file in files.flatten() {
         let is_socket =
@@ -40,17 +40,17 @@ pub fn of(process: u32) -> Result<Vec<OwnedFd>> {
                     gone(io::Error::last_os_error()).map_err(|source| error("pidfd_getfd", source))?;
                 }
                 // SAFETY: as above.
-                fd => sockets.push(unsafe { OwnedFd::from_raw_fd(fd as i32) }),
+                fd => action(&unsafe { OwnedFd::from_raw_fd(fd as i32) })?,
             }
         }
     }
-    Ok(sockets)
+    Ok(())
 }
 
 /// Nothing, where the process or the file is not there any more.
-fn gone(error: io::Error) -> io::Result<Vec<OwnedFd>> {
+fn gone(error: io::Error) -> io::Result<()> {
     match error.raw_os_error() {
-        Some(libc::ESRCH | libc::ENOENT | libc::EBADF) => Ok(Vec::new()),
+        Some(libc::ESRCH | libc::ENOENT | libc::EBADF) => Ok(()),
         _ => Err(error),
     }
 }

@@ -16,7 +16,12 @@ mod undo;
 mod verify;
 mod watch;
 
-use std::{io, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::Path,
+    time::Duration,
+};
 
 use chaos_ebpf::abi::{DIRECTIONS, Direction};
 use ipnet::IpNet;
@@ -44,7 +49,7 @@ use crate::{
         mechanism::Mechanism,
         probe,
         prod::Prod,
-        programs::{Environment, Programs},
+        programs::{self, Environment, Programs},
     },
     target::{self, CgroupError, Device, Protected, Target},
 };
@@ -74,19 +79,12 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The targets whose connections are refused.
-    fn refused(&self) -> impl Iterator<Item = &Target> {
-        let connects: Vec<_> = self
-            .rules
-            .iter()
-            .filter(|rule| rule.direction == Direction::Connect)
-            .map(|rule| &rule.matches)
-            .collect();
+    /// The targets that rules of a kind are aimed at.
+    fn named_by(&self, kind: impl Fn(&Rule) -> bool) -> impl Iterator<Item = &Target> {
+        let wanted: Vec<_> = self.rules.iter().filter(|rule| kind(rule)).map(|rule| &rule.matches).collect();
         self.targets.iter().filter(move |target| match target {
-            Target::Cgroup(cgroup) => {
-                connects.iter().flat_map(|it| &it.cgroups).any(|wanted| wanted.id == cgroup.id)
-            }
-            Target::Process(tree) => connects.iter().any(|it| it.processes.contains(&tree.pid)),
+            Target::Cgroup(cgroup) => wanted.iter().flat_map(|it| &it.cgroups).any(|it| it.id == cgroup.id),
+            Target::Process(tree) => wanted.iter().any(|it| it.processes.contains(&tree.pid)),
         })
     }
 
@@ -95,6 +93,13 @@ impl Plan {
     pub fn place(&self) -> &str {
         self.device.as_ref().map_or(NO_DEVICE, |device| &device.name)
     }
+}
+
+/// Their cgroups' folders, each once and without those below others: a program runs once for each that it is attached to.
+fn outermost<'a>(targets: impl Iterator<Item = &'a Target>) -> Vec<&'a Path> {
+    let all: BTreeSet<&Path> = targets.map(Target::folder).collect();
+    let is_below = |folder: &Path| all.iter().any(|other| *other != folder && folder.starts_with(other));
+    all.iter().copied().filter(|folder| !is_below(folder)).collect()
 }
 
 /// What stands where an interface's name would, for a run that has none.
@@ -149,6 +154,8 @@ pub struct Prepared {
     attachments: Vec<Attachment>,
     detours: Vec<Detour>,
     prod: Option<Prod>,
+    /// How many addresses more names have come to stand for.
+    learnt: usize,
     journal: Journal,
 }
 
@@ -181,7 +188,8 @@ impl Prepared {
         let mut journal = Journal::begin(begun)?;
         match Self::attach(&plan, &mut journal) {
             Ok(Loaded { tables, programs, attachments, detours, prod }) => {
-                let mut prepared = Self { plan, tables, programs, attachments, detours, prod, journal };
+                let mut prepared =
+                    Self { plan, tables, programs, attachments, detours, prod, learnt: 0, journal };
                 match prepared.record() {
                     Ok(()) => Ok(prepared),
                     Err(error) => Err(prepared.given_up(error)),
@@ -238,19 +246,25 @@ impl Prepared {
                 change::features_off(device.ifindex, journal)?;
             }
         }
-        for target in plan.refused() {
-            attachments.extend(Attachment::to_cgroup(&mut programs, target.folder())?);
+        for folder in outermost(plan.named_by(|rule| rule.direction == Direction::Connect)) {
+            attachments.extend(Attachment::to_cgroup(&mut programs, folder)?);
         }
-        for target in &plan.targets {
+        let trees = || plan.targets.iter().filter(|target| matches!(target, Target::Process(_)));
+        // New sockets first: those that are made meanwhile are not to be missed.
+        for folder in outermost(trees()) {
+            attachments.push(Attachment::of_sockets(&mut programs, folder)?);
+        }
+        // Whoever is of several has the rules of all.
+        let mut wanted: BTreeMap<u32, u64> = BTreeMap::new();
+        for target in trees() {
             let Target::Process(tree) = target else { continue };
-            // New ones first: those that are made meanwhile are not to be missed.
-            attachments.push(Attachment::of_sockets(&mut programs, &tree.folder)?);
             let rules = tables.processes.get(&tree.pid).copied().unwrap_or(0);
             for process in target.processes()? {
-                for socket in kernel::sockets::of(process)? {
-                    programs.mark(&socket, rules)?;
-                }
+                *wanted.entry(process).or_default() |= rules;
             }
+        }
+        for (process, rules) in wanted {
+            kernel::sockets::each(process, |socket| programs.mark(socket, rules))?;
         }
         let detours = detours.into_iter().map(|(_, detour)| detour).collect();
         let prod = plan.rules.iter().any(Rule::resets).then(Prod::open).transpose()?;
@@ -327,7 +341,7 @@ impl Prepared {
     ///
     /// [`Dirty`] if something is still there, or that cannot be established.
     pub fn end(self) -> Result<RunReport, Dirty> {
-        let Self { plan, tables: _, programs, attachments, detours, prod: _, journal } = self;
+        let Self { plan, tables: _, programs, attachments, detours, prod: _, learnt: _, journal } = self;
         let hooks: Vec<_> = attachments.iter().map(hook_record).collect();
         // What waits still comes, by the way back and past the programs, which are disarmed.
         let queues: kernel::Result<Vec<_>> = detours.iter().map(|detour| detour.drain(DRAIN)).collect();
@@ -438,14 +452,31 @@ impl Armed {
     /// Takes note of what a name stands for now. What it stood for before stays: many answer with a few of their
     /// addresses at a time, and connections to those before go on.
     fn learn(&mut self, name: &str, addresses: &[IpNet]) -> kernel::Result<()> {
-        let Prepared { plan, tables, programs, .. } = &mut self.prepared;
-        plan.rules.iter_mut().for_each(|rule| rule.learn(name, addresses));
-        let known = Tables::new(&plan.rules, plan.seed);
-        if (&known.v4, &known.v6) == (&tables.v4, &tables.v6) {
+        let Prepared { plan, tables, programs, learnt, .. } = &mut self.prepared;
+        if *learnt + addresses.len() > programs::NAMES_ROOM as usize {
             return Ok(());
         }
+        let new = plan.rules.iter_mut().map(|rule| rule.learn(name, addresses)).max().unwrap_or(0);
+        if new == 0 {
+            return Ok(());
+        }
+        *learnt += new;
+        let known = Tables::new(&plan.rules, plan.seed);
         (tables.v4, tables.v6) = (known.v4, known.v6);
         programs.set_addresses(tables)
+    }
+
+    /// Sees to it that nobody is taken for a process that has ended, by having its number.
+    fn forget_the_dead(&mut self) -> kernel::Result<()> {
+        let Prepared { plan, tables, programs, .. } = &mut self.prepared;
+        for target in plan.targets.iter().filter(|target| !target.exists()) {
+            if let Target::Process(tree) = target
+                && tables.processes.remove(&tree.pid).is_some()
+            {
+                programs.forget_process(tree.pid)?;
+            }
+        }
+        Ok(())
     }
 
     /// Has connections that are silent say something, so that they can be reset.

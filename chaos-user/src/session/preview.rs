@@ -12,7 +12,7 @@ use crate::{
         mechanism::{Fault, Mechanism, common, ways},
         probe,
     },
-    target::{self, Flow, Named},
+    target::{self, Flow, Named, Target},
 };
 
 /// What would be hit, by what, and what would have to be undone.
@@ -118,7 +118,7 @@ impl Plan {
             let processes = target::names(&target.processes()?);
             targets.push(PreviewTarget { target: target.to_string(), processes });
         }
-        let flows = self.flows()?.into_iter().filter_map(|flow| self.hits(flow)).collect();
+        let flows = flows(&self.targets)?.into_iter().filter_map(|flow| self.hits(flow)).collect();
         let hooks = self.would_attach();
         Ok(Preview {
             device: self.device.as_ref().map(|device| device.name.clone()),
@@ -132,15 +132,6 @@ impl Plan {
         })
     }
 
-    /// The connections now open of those that are aimed at.
-    fn flows(&self) -> Result<Vec<Flow>, PreviewError> {
-        let mut processes = Vec::new();
-        for target in &self.targets {
-            processes.extend(target.processes()?);
-        }
-        Ok(target::flows((!self.targets.is_empty()).then_some(&processes[..]))?)
-    }
-
     /// The TCP connections now open that a rule resets.
     ///
     /// # Errors
@@ -150,9 +141,14 @@ impl Plan {
         let is_reset = |flow: &Flow| {
             let resets = |number: &usize| self.rules[*number].resets();
             let hit = self.hits(flow.clone()).filter(|hit| !hit.spared);
-            flow.remote.port() != 0 && hit.is_some_and(|hit| hit.rules.iter().any(resets))
+            hit.is_some_and(|hit| hit.rules.iter().any(resets))
         };
-        Ok(self.flows()?.into_iter().filter(is_reset).collect())
+        // Of each rule those it is aimed at, and not those of others of the run. One that is being made is not to be
+        // disturbed: it is reset as soon as it stands.
+        let aimed: Vec<Target> = self.named_by(Rule::resets).cloned().collect();
+        let everybody = self.rules.iter().any(|rule| rule.resets() && rule.matches.is_of_everybody());
+        let found = flows(if everybody { &[] } else { &aimed })?;
+        Ok(found.into_iter().filter(|flow| flow.stands && is_reset(flow)).collect())
     }
 
     /// The connection with the rules that match it, if any does.
@@ -221,6 +217,15 @@ impl Plan {
     }
 }
 
+/// The connections now open of these, or of everybody if there are none.
+fn flows(targets: &[Target]) -> Result<Vec<Flow>, PreviewError> {
+    let mut processes = Vec::new();
+    for target in targets {
+        processes.extend(target.processes()?);
+    }
+    Ok(target::flows((!targets.is_empty()).then_some(&processes[..]))?)
+}
+
 fn rule(rule: &Rule) -> PreviewRule {
     let Rule { label, direction, spares, .. } = rule;
     PreviewRule { direction: *direction, fault: label.clone(), spares: !spares.is_empty() }
@@ -257,7 +262,7 @@ impl fmt::Display for Preview {
         }
         writeln!(f, "  open connections and sockets that match: {}", flows.len())?;
         for PreviewFlow { flow, rules, spared } in flows.iter().take(SHOWN) {
-            let Flow { protocol, local, remote, process } = flow;
+            let Flow { protocol, local, remote, process, stands: _ } = flow;
             let protocol = if *protocol == chaos_ebpf::packet::protocol::TCP { "tcp" } else { "udp" };
             let process =
                 process.as_ref().map_or_else(String::new, |it| format!("  {} ({})", it.name, it.pid));

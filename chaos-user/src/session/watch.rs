@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use chaos_ebpf::abi::Direction;
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -17,7 +18,7 @@ use nix::{
 
 use super::{Armed, Lapsed, RENEWAL, RunReport, SessionError};
 use crate::{
-    kernel::{self, clock},
+    kernel::{self, attach::Attachment, clock},
     target::{Names, Target},
 };
 
@@ -130,6 +131,7 @@ pub fn watch(
         if let Some(ending) = armed.ending()? {
             return Ok(ending);
         }
+        armed.forget_the_dead()?;
         if armed.is_ramped() {
             armed.ramp()?;
         }
@@ -165,7 +167,9 @@ impl Armed {
         if !targets.is_empty() && !targets.iter().any(Target::exists) {
             return Ok(Some(Ending::TargetGone));
         }
-        for attachment in &self.prepared.attachments {
+        // Those of cgroups go with these, which has been looked at.
+        let of_device = |attachment: &&Attachment| attachment.direction != Direction::Connect;
+        for attachment in self.prepared.attachments.iter().filter(of_device) {
             if !attachment.alive()? {
                 return Ok(Some(Ending::DeviceGone));
             }

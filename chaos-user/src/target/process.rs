@@ -1,6 +1,6 @@
 //! A process and those it has begun.
 
-use std::{collections::BTreeMap, fs, io, path::PathBuf, process};
+use std::{collections::BTreeMap, io, path::PathBuf, process};
 
 use procfs::process::{Process, all_processes};
 
@@ -17,7 +17,7 @@ pub struct Tree {
     pub pid: u32,
     /// Since when, which tells it from another of that number.
     start: u64,
-    /// The folder of its cgroup.
+    /// The folder of the cgroup that it and all it may begin are in, wherever that moves: the hierarchy's root.
     pub folder: PathBuf,
 }
 
@@ -32,14 +32,10 @@ impl Tree {
         if probe::own_tgid() != process::id() {
             return Err(CgroupError::PidNamespace { owner: owner.clone() });
         }
-        let root = probe::cgroup_root()?.ok_or_else(|| CgroupError::NoHierarchy { owner: owner.clone() })?;
+        let folder =
+            probe::cgroup_root()?.ok_or_else(|| CgroupError::NoHierarchy { owner: owner.clone() })?;
         let start = start(pid).ok_or_else(|| CgroupError::NoProcess { owner: owner.clone() })?;
-        let file = PathBuf::from(format!("/proc/{pid}/cgroup"));
-        let text = fs::read_to_string(&file).map_err(|source| CgroupError::File { path: file, source })?;
-        let inside = text.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
-        let outside = || CgroupError::Outside { owner: owner.clone(), path: inside.into() };
-        let folder = root.join(inside).canonicalize().map_err(|_| outside())?;
-        folder.starts_with(&root).then_some(Self { pid, start, folder }).ok_or_else(outside)
+        Ok(Self { pid, start, folder })
     }
 
     /// Whether it is still there.
@@ -54,6 +50,10 @@ impl Tree {
     ///
     /// If `/proc` is not mounted.
     pub fn processes(&self) -> Result<Vec<u32>, CgroupError> {
+        // Another may have its number by now.
+        if !self.exists() {
+            return Ok(Vec::new());
+        }
         let all = all_processes().map_err(|error| {
             let source = io::Error::other(error);
             CgroupError::Kernel(Error::new("readdir", "/proc", source))

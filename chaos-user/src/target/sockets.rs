@@ -32,6 +32,9 @@ pub struct Flow {
     pub remote: SocketAddr,
     /// Whose it is, as far as that can be seen.
     pub process: Option<Named>,
+    /// Whether it is a connection that both ends know of.
+    #[serde(skip)]
+    pub stands: bool,
 }
 
 /// What these processes are called. Those that have ended meanwhile are left out.
@@ -58,18 +61,22 @@ pub fn flows(of: Option<&[u32]>) -> ProcResult<Vec<Flow>> {
     let udp = [procfs::net::udp(), procfs::net::udp6()].into_iter().flat_map(Result::unwrap_or_default);
     // A connection that nobody has any more only waits for its last packets.
     let tcp = tcp.filter(|entry| entry.state != TcpState::TimeWait).map(
-        |TcpNetEntry { local_address, remote_address, inode, .. }| {
-            (protocol::TCP, local_address, remote_address, inode)
+        |TcpNetEntry { local_address, remote_address, inode, state, .. }| {
+            let stands = !matches!(
+                state,
+                TcpState::Listen | TcpState::SynSent | TcpState::SynRecv | TcpState::NewSynRecv
+            );
+            (protocol::TCP, local_address, remote_address, inode, stands)
         },
     );
     let udp = udp.map(|UdpNetEntry { local_address, remote_address, inode, .. }| {
-        (protocol::UDP, local_address, remote_address, inode)
+        (protocol::UDP, local_address, remote_address, inode, false)
     });
     let mut flows = Vec::new();
-    for (protocol, local, remote, inode) in tcp.chain(udp) {
+    for (protocol, local, remote, inode, stands) in tcp.chain(udp) {
         let process = owners.get(&inode).cloned();
         if of.is_none() || process.is_some() {
-            flows.push(Flow { protocol, local: plain(local), remote: plain(remote), process });
+            flows.push(Flow { protocol, local: plain(local), remote: plain(remote), process, stands });
         }
     }
     flows.sort_by_key(|flow| (flow.protocol, flow.local, flow.remote));
