@@ -11,7 +11,7 @@ use std::{
 };
 
 const TARGET: &str = "bpfel-unknown-none";
-const OBJECTS: [&str; 2] = ["faultline-ebpf", "bench-ebpf"];
+const OBJECTS: [&str; 3] = ["faultline-ebpf", "calls-ebpf", "bench-ebpf"];
 
 fn main() {
     let manifest_dir = PathBuf::from(var("CARGO_MANIFEST_DIR"));
@@ -60,7 +60,7 @@ fn compiler() -> Command {
         let beside = Path::new(&rustc).with_file_name("cargo");
         let mut cargo = Command::new(if beside.is_file() { beside } else { "cargo".into() });
         // aya-ebpf and our programs use BPF assembly, which is not yet stable; allow it there and nowhere else.
-        cargo.env("RUSTC", &rustc).env("RUSTC_BOOTSTRAP", "aya_ebpf,faultline_ebpf");
+        cargo.env("RUSTC", &rustc).env("RUSTC_BOOTSTRAP", "aya_ebpf,faultline_ebpf,calls_ebpf");
         return cargo;
     }
     let mut cargo = Command::new("rustup");

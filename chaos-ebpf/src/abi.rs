@@ -108,6 +108,8 @@ pub enum Direction {
     Out = 1,
     /// Not yet sent: the connection that a process asks for.
     Connect = 2,
+    /// No packet: a system call, or what the kernel does for one.
+    Call = 3,
 }
 
 impl Direction {
@@ -117,6 +119,7 @@ impl Direction {
         match self {
             Self::In => "in",
             Self::Out | Self::Connect => "out",
+            Self::Call => "call",
         }
     }
 }
@@ -124,8 +127,11 @@ impl Direction {
 /// How many [`Direction`]s packets have.
 pub const DIRECTIONS: usize = 2;
 
+/// How many [`Direction`]s rules of the network have.
+pub const SIDES: usize = 3;
+
 /// How many [`Direction`]s there are, each a hook of its own.
-pub const HOOKS: usize = 3;
+pub const HOOKS: usize = 4;
 
 /// The switch and the lease. One write arms, renews or disarms every program on every CPU.
 ///
@@ -146,7 +152,7 @@ pub struct Control {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Setup {
     /// Rules per [`Direction`].
-    pub direction: [u64; HOOKS],
+    pub direction: [u64; SIDES],
     /// Rules that any remote address satisfies; the others are in the remote maps.
     pub any_remote: u64,
     /// Rules that any local address satisfies.

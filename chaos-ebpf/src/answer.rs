@@ -35,7 +35,7 @@ pub(crate) fn turn(context: &TcContext, setup: &Setup, direction: Direction, fat
     }
     let (back, flags) = match direction {
         Direction::In => (Direction::Out, 0),
-        Direction::Out | Direction::Connect => (Direction::In, BPF_F_INGRESS),
+        Direction::Out | Direction::Connect | Direction::Call => (Direction::In, BPF_F_INGRESS),
     };
     // Our own program that way has nothing to say of it.
     round::mark(context, setup, back);

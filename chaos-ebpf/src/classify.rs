@@ -101,7 +101,7 @@ pub fn is_loopback(headers: &Headers) -> bool {
 fn ends<T>(direction: Direction, source: T, destination: T) -> (T, T) {
     match direction {
         Direction::In => (source, destination),
-        Direction::Out | Direction::Connect => (destination, source),
+        Direction::Out | Direction::Connect | Direction::Call => (destination, source),
     }
 }
 

@@ -13,7 +13,8 @@ use chaos_ebpf::{
 };
 
 use crate::{
-    hook::{fetch_add_one, setup, spare},
+    atomic::fetch_add_one,
+    hook::{setup, spare},
     maps::{FL_CONTROL, FL_HOOKS, FL_RULES, FL_SEQUENCE, FL_STATE, Maps},
     owner,
 };

@@ -109,7 +109,7 @@ pub fn flow(headers: &Headers, direction: Direction, seed: u32) -> u32 {
         Direction::In => {
             (&headers.source, &headers.destination, (headers.source_port, headers.destination_port))
         }
-        Direction::Out | Direction::Connect => {
+        Direction::Out | Direction::Connect | Direction::Call => {
             (&headers.destination, &headers.source, (headers.destination_port, headers.source_port))
         }
     };

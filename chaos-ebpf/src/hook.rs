@@ -5,7 +5,7 @@ use core::{arch::asm, ffi::c_void, hint::black_box};
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_loop};
 use chaos_ebpf::{
     abi::{
-        CgroupOffsets, Delay, Direction, HOOKS, HookState, MAX_LEVELS, Rate, Rule, RuleState, Session, Setup,
+        CgroupOffsets, Delay, Direction, HookState, MAX_LEVELS, Rate, Rule, RuleState, SIDES, Session, Setup,
         Wire, effect,
     },
     classify::{classify, is_protected},
@@ -14,6 +14,7 @@ use chaos_ebpf::{
 };
 
 use crate::{
+    atomic::fetch_add_one,
     maps::{
         FL_CONTROL, FL_DEVIATIONS, FL_HOOKS, FL_LATENESS, FL_RULES, FL_SEQUENCE, FL_STATE, FL_WIRES, Maps,
     },
@@ -23,7 +24,7 @@ use crate::{
 /// Written by the owner before the load; see [`setup`].
 #[unsafe(no_mangle)]
 static FL_SETUP: Setup = Setup {
-    direction: [0; HOOKS],
+    direction: [0; SIDES],
     any_remote: 0,
     any_local: 0,
     any_protocol: 0,
@@ -590,24 +591,4 @@ unsafe fn compare_and_swap(number: *mut u64, old: u64, new: u64) -> u64 {
 unsafe fn compare_and_swap(number: *mut u64, _old: u64, _new: u64) -> u64 {
     // SAFETY: as the caller warrants.
     unsafe { number.read_volatile() }
-}
-
-/// Adds one to a number that all CPUs share and returns what it was. `AtomicU64::fetch_add` is not there for
-/// targets without compare-and-swap, which Rust takes BPF for.
-///
-/// # Safety
-///
-/// `number` must point to an aligned `u64` in a map.
-#[inline(always)]
-pub(crate) unsafe fn fetch_add_one(number: *mut u64) -> u64 {
-    let before: u64;
-    // SAFETY: as the caller warrants; the instruction touches nothing else.
-    unsafe {
-        asm!(
-            "{value} = atomic_fetch_add((u64 *)({number} + 0), {value})",
-            value = inlateout(reg) 1u64 => before,
-            number = in(reg) number,
-        );
-    }
-    before
 }

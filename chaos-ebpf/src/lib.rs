@@ -3,15 +3,18 @@
 //! Everything here is `no_std`, free of helpers and maps, and tested on the host: [`abi`] holds the shared
 //! types and names, [`packet`] finds the headers, [`question`] what a DNS query asks for,
 //! [`classify`](mod@classify) finds the rules that match, and [`decide`] says whether a rule fires. [`corruption`] and
-//! [`tcp`] say what becomes of the packet's bytes.
+//! [`tcp`] say what becomes of the packet's bytes. [`call`] has the same of faults in system calls, and [`glob`] the names
+//! of their files.
 
 #![cfg_attr(not(test), no_std)]
 
 pub mod abi;
+pub mod call;
 pub mod classify;
 pub mod corruption;
 pub mod decide;
 pub mod figures;
+pub mod glob;
 pub mod packet;
 pub mod question;
 pub mod tcp;

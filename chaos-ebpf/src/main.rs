@@ -7,11 +7,13 @@
 
 mod answer;
 mod asked;
+mod atomic;
 mod bytes;
 mod connect;
 mod connection;
 mod corrupt;
 mod hook;
+mod kin;
 mod maps;
 mod owner;
 mod profile;

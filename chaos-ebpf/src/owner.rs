@@ -9,20 +9,20 @@ use core::{ffi::c_void, hint::black_box};
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock, bpf_sock_tuple, task_struct},
     helpers::generated::{
-        bpf_get_current_ancestor_cgroup_id, bpf_get_current_task_btf, bpf_get_listener_sock,
-        bpf_probe_read_kernel, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release,
-        bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id,
+        bpf_get_current_task_btf, bpf_get_listener_sock, bpf_probe_read_kernel, bpf_sk_lookup_tcp,
+        bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id,
     },
     programs::{SockContext, TcContext},
 };
 use chaos_ebpf::{
-    abi::{Direction, HookState, MAX_LEVELS, Setup},
+    abi::{Direction, HookState, Setup},
     packet::{Headers, Network, protocol},
 };
 
 use crate::{
     hook::setup,
-    maps::{FL_CGROUPS, FL_PROCESSES, FL_SOCKETS},
+    kin,
+    maps::{FL_PROCESSES, FL_SOCKETS},
 };
 
 /// `BPF_F_CURRENT_NETNS`: that of the interface.
@@ -41,7 +41,9 @@ pub(crate) fn cgroup(
     // SAFETY: the context the kernel called us with.
     if matches!(direction, Direction::Out) && unsafe { bpf_skb_cgroup_id(skb) } != 0 {
         // SAFETY: as above, and a number.
-        let rules = around(setup, |level| unsafe { bpf_skb_ancestor_cgroup_id(skb, level as i32) });
+        let rules = kin::around(&setup.levels, setup.level_count, |level| unsafe {
+            bpf_skb_ancestor_cgroup_id(skb, level as i32)
+        });
         if setup.processes == 0 {
             return rules;
         }
@@ -88,7 +90,7 @@ fn of_socket(socket: u64, setup: &Setup) -> u64 {
     let at = &setup.cgroup;
     let cgroup = read(socket + u64::from(at.of_socket));
     let depth = read(cgroup + u64::from(at.level)) as u32;
-    around(setup, |level| {
+    kin::around(&setup.levels, setup.level_count, |level| {
         if level > depth {
             return 0;
         }
@@ -100,9 +102,8 @@ fn of_socket(socket: u64, setup: &Setup) -> u64 {
 /// The rules that want the process that runs, or its cgroup, or one around it.
 #[inline(always)]
 pub(crate) fn current(setup: &Setup) -> u64 {
-    // SAFETY: takes and returns a number.
-    let rules = around(setup, |level| unsafe { bpf_get_current_ancestor_cgroup_id(level as i32) });
-    rules | if setup.processes != 0 { current_process(setup) } else { 0 }
+    kin::of_current(&setup.levels, setup.level_count)
+        | if setup.processes != 0 { current_process(setup) } else { 0 }
 }
 
 /// A process makes a socket: what it sends and receives is that process's from now on, whoever has it later.
@@ -161,21 +162,6 @@ fn read(address: u64) -> u64 {
     value
 }
 
-/// The rules of all cgroups that `ancestor` names, by their level.
-#[inline(always)]
-fn around(setup: &Setup, ancestor: impl Fn(u32) -> u64) -> u64 {
-    let mut rules = 0;
-    for place in 0..MAX_LEVELS {
-        if place as u32 >= setup.level_count {
-            break;
-        }
-        let number = ancestor(u32::from(setup.levels[place]));
-        // SAFETY: the owner never deletes an entry while a program can run.
-        rules |= unsafe { FL_CGROUPS.get(number) }.copied().unwrap_or(0);
-    }
-    rules
-}
-
 /// The socket that has the local end of a packet, to be released; null if there is none. A subprogram, for there is no
 /// more room on the stack of the others.
 #[inline(never)]
@@ -188,7 +174,9 @@ fn look_up(skb: *mut __sk_buff, headers: &Headers, direction: Direction) -> *mut
     // As it would be received: the remote end is the source.
     let ((remote, remote_port), (local, local_port)) = match direction {
         Direction::In => ((source, source_port), (destination, destination_port)),
-        Direction::Out | Direction::Connect => ((destination, destination_port), (source, source_port)),
+        Direction::Out | Direction::Connect | Direction::Call => {
+            ((destination, destination_port), (source, source_port))
+        }
     };
     let ports = u32::from(remote_port.to_be()) | u32::from(local_port.to_be()) << 16;
     match network {

@@ -62,7 +62,7 @@ pub(crate) fn apply<P: Packet>(
 fn of(headers: &Headers, direction: Direction) -> Option<*mut Peer> {
     let remote = match direction {
         Direction::In => &headers.source,
-        Direction::Out | Direction::Connect => &headers.destination,
+        Direction::Out | Direction::Connect | Direction::Call => &headers.destination,
     };
     let found = match headers.network {
         // Copies: the headers themselves stay in registers.
@@ -77,7 +77,7 @@ fn of(headers: &Headers, direction: Direction) -> Option<*mut Peer> {
 fn by_v4(address: u32, direction: Direction) -> Option<*mut Peer> {
     match direction {
         Direction::In => FL_PEERS4_IN.get_ptr_mut(address),
-        Direction::Out | Direction::Connect => FL_PEERS4_OUT.get_ptr_mut(address),
+        Direction::Out | Direction::Connect | Direction::Call => FL_PEERS4_OUT.get_ptr_mut(address),
     }
 }
 
@@ -85,7 +85,7 @@ fn by_v4(address: u32, direction: Direction) -> Option<*mut Peer> {
 fn by_v6(address: [u32; 4], direction: Direction) -> Option<*mut Peer> {
     match direction {
         Direction::In => FL_PEERS6_IN.get_ptr_mut(address),
-        Direction::Out | Direction::Connect => FL_PEERS6_OUT.get_ptr_mut(address),
+        Direction::Out | Direction::Connect | Direction::Call => FL_PEERS6_OUT.get_ptr_mut(address),
     }
 }
 

@@ -26,12 +26,12 @@ pub(crate) fn reset(context: &TcContext, setup: &Setup, direction: Direction, fa
     // The one that comes back is not to be asked for its rules on its way in, or out.
     let other = match direction {
         Direction::In => Direction::Out,
-        Direction::Out | Direction::Connect => Direction::In,
+        Direction::Out | Direction::Connect | Direction::Call => Direction::In,
     };
     // On `lo` a packet keeps the route it was sent by: what is to be received there is sent again.
     let (other, flags) = match other {
         Direction::In if setup.ifindex != LOOPBACK => (Direction::In, BPF_F_INGRESS),
-        Direction::In | Direction::Out | Direction::Connect => (Direction::Out, 0),
+        Direction::In | Direction::Out | Direction::Connect | Direction::Call => (Direction::Out, 0),
     };
     round::is_ours(context, setup, other);
     let (transport, v6) = (fate.transport, u32::from(fate.v6));

@@ -176,6 +176,6 @@ pub(crate) fn back(context: &TcContext, direction: Direction) -> i32 {
 fn way(direction: Direction) -> u32 {
     match direction {
         Direction::In => BPF_F_INGRESS,
-        Direction::Out | Direction::Connect => 0,
+        Direction::Out | Direction::Connect | Direction::Call => 0,
     }
 }

@@ -4,8 +4,6 @@ use crate::packet::protocol;
 
 /// Control bits (RFC 9293 section 3.1).
 pub mod control {
-    /// No more data from the sender.
-    pub const FIN: u8 = 1 << 0;
     /// Synchronize sequence numbers.
     pub const SYN: u8 = 1 << 1;
     /// Reset the connection.

@@ -14,6 +14,7 @@ pub mod traffic;
 
 mod aim;
 mod by_process;
+mod calls_load;
 mod cut;
 mod decoys;
 mod dns;
@@ -39,6 +40,7 @@ pub fn tests() -> Vec<&'static Test> {
         shape::TESTS,
         aim::TESTS,
         by_process::TESTS,
+        calls_load::TESTS,
         cut::TESTS,
         sever::TESTS,
         profile::TESTS,

@@ -10,6 +10,7 @@ use clap::{
 };
 use ipnet::IpNet;
 
+use super::call_args::{DenyOptions, FailCommand, IoCommand, SysCommand};
 use crate::{
     spec::{
         Chance, Cut, Exclusion, FaultSpec, Glob, Impairments, Loss, NetSpec, Owner, Peer, Percent, PortRange,
@@ -43,6 +44,41 @@ pub(super) enum Command {
         fault: FaultOptions,
         #[command(flatten)]
         run: RunOptions,
+    },
+    /// Have what processes do with files fail, take longer, or read what is not there
+    Io {
+        #[command(subcommand)]
+        command: IoCommand,
+    },
+    /// Have system calls fail or take longer, by their names
+    Sys {
+        #[command(subcommand)]
+        command: SysCommand,
+    },
+    /// Have memory be refused: --ops mmap,brk
+    Mem {
+        #[command(subcommand)]
+        command: FailCommand,
+    },
+    /// Have there be no more files to open: EMFILE or ENFILE
+    Fd {
+        #[command(subcommand)]
+        command: FailCommand,
+    },
+    /// Have there be no more processes and threads
+    Fork {
+        #[command(subcommand)]
+        command: FailCommand,
+    },
+    /// Have what processes do with sockets fail: --ops create,bind,listen,accept,connect,sendmsg,recvmsg
+    Sock {
+        #[command(subcommand)]
+        command: FailCommand,
+    },
+    /// Refuse files, sockets or programs, as a security policy would
+    Deny {
+        #[command(flatten)]
+        fault: DenyOptions,
     },
     /// List the faults of all owners
     Ps {

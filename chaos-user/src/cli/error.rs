@@ -5,10 +5,10 @@ use ipnet::IpNet;
 
 use super::Code;
 use crate::{
-    fault::{TooMany, net::TooManyWaiting},
+    fault::{CallError, TooMany, net::TooManyWaiting},
     session::{ApplyError, Dirty, JournalError, PreviewError, SessionError, SweepError},
     spec::Invalid,
-    target::{CgroupError, DeviceError, NetnsError, PeerError},
+    target::{CgroupError, DeviceError, NetnsError, PeerError, PlaceError},
 };
 
 /// Why a command did not do what was asked.
@@ -23,6 +23,17 @@ pub enum CliError {
     /// More than can wait.
     #[error("delay: {0}")]
     Room(#[from] TooManyWaiting),
+    /// Faults in system calls that cannot be.
+    #[error(transparent)]
+    Calls(#[from] CallError),
+    /// One that would hit everybody, everywhere.
+    #[error(
+        "whose calls, or of which files? Say it with --pid, --cgroup, --unit, --container or --path, or write --everything"
+    )]
+    Unaimed,
+    /// Files.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
     /// A profile.
     #[error("--profile: {0}")]
     Profile(#[source] Invalid),
@@ -93,9 +104,16 @@ impl CliError {
             | Self::Apply(ApplyError::Several { .. } | ApplyError::Without { .. } | ApplyError::Room(_)) => {
                 Code::InvalidInput
             }
-            Self::Arguments(_) | Self::Rules(_) | Self::Room(_) | Self::UnknownFault(_) => Code::InvalidInput,
+            Self::Arguments(_)
+            | Self::Rules(_)
+            | Self::Room(_)
+            | Self::Calls(_)
+            | Self::Place(PlaceError::Glob(_))
+            | Self::UnknownFault(_) => Code::InvalidInput,
             Self::Session(SessionError::Dirty(_)) => Code::Dirty,
             Self::NotRoot
+            | Self::Unaimed
+            | Self::Place(_)
             | Self::Device(_)
             | Self::Target(_)
             | Self::Apply(_)

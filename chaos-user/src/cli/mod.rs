@@ -1,6 +1,8 @@
 //! The command line: what can be typed, and what is printed.
 
 mod args;
+mod call_args;
+mod calls;
 mod doctor;
 mod error;
 mod interval;
@@ -13,6 +15,7 @@ use std::{ffi::OsString, process::ExitCode};
 
 use clap::Parser;
 
+use crate::spec::Family;
 use args::{Cli, Command};
 pub use error::CliError;
 
@@ -52,6 +55,13 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> Result<Code, CliError> 
     let further = args::parse_further(further, &cli)?;
     match cli.command {
         Command::Net { fault, run } => net::run(fault.spec(words)?, further, &run),
+        Command::Io { command } => calls::run(command.typed()?),
+        Command::Sys { command } => calls::run(command.typed()?),
+        Command::Mem { command } => calls::run(command.typed(Family::Mem)?),
+        Command::Fd { command } => calls::run(command.typed(Family::Fd)?),
+        Command::Fork { command } => calls::run(command.typed(Family::Fork)?),
+        Command::Sock { command } => calls::run(command.typed(Family::Sock)?),
+        Command::Deny { fault } => calls::run(fault.typed()?),
         Command::Ps { json } => owners::ps(json),
         Command::Stop { ids, all } => owners::stop(&ids, all),
         Command::Doctor { json } => doctor::run(json),

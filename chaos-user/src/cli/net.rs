@@ -53,16 +53,25 @@ pub(super) fn run(first: FaultSpec, further: Vec<FaultSpec>, options: &RunOption
         return Ok(if preview.is_possible() { Code::Success } else { Code::NotStarted });
     }
     let device = plan.device.as_ref().map(|device| device.name.clone());
-    let mut reporter = Reporter::new(options.json);
-
     let prepared = Prepared::new(plan).map_err(|error| cause(error, device.as_deref()))?;
     if prepared.holds_itself() {
         // One that stays only keeps the namespace from ending with those it belongs to.
         let _ = home.map(Home::go);
     }
+    inject(prepared, &signals, names.as_ref(), options.json)
+}
+
+/// From what is prepared to the exit code.
+pub(super) fn inject(
+    prepared: Prepared,
+    signals: &Signals,
+    names: Option<&Names>,
+    json: bool,
+) -> Result<Code, CliError> {
+    let mut reporter = Reporter::new(json);
     // Whatever fails from here on, the fault is ended in order and that is what is reported.
     let (ending, report) = match reporter.prepared(&prepared).and_then(|()| signals.next()) {
-        Ok(None) => watched(prepared.arm()?, &signals, names.as_ref(), &mut reporter)?,
+        Ok(None) => watched(prepared.arm()?, signals, names, &mut reporter)?,
         Ok(Some(signal)) => (Ending::Signal(signal), prepared.end()?),
         Err(_) => (Ending::Unheard, prepared.end()?),
     };
@@ -186,7 +195,7 @@ fn device(spec: &NetSpec, rules: &[fault::Rule]) -> Result<Device, DeviceError> 
 }
 
 /// 32 bits are enough to tell runs apart, and short enough to type again.
-fn draw_seed() -> io::Result<u64> {
+pub(super) fn draw_seed() -> io::Result<u64> {
     let mut bytes = [0; 4];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(u64::from(u32::from_ne_bytes(bytes)))

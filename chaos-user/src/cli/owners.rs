@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use serde_json::json;
 
-use super::{CliError, Code, net::require_root};
+use super::{CliError, Code, net::require_root, report::counted};
 use crate::session::{self, Live, Record, live};
 
 /// Lists the faults of all owners.
@@ -16,7 +16,7 @@ pub(super) fn ps(json: bool) -> Result<Code, CliError> {
     if !json {
         writeln!(
             out,
-            "{:<6} {:>8} {:<9} {:<12} {:>11} {:<3} {:<12} {:>10} {:>10} {:>10} {:>8}  FAULT",
+            "{:<6} {:>8} {:<9} {:<12} {:>11} {:<4} {:<17} {:>10} {:>10} {:>10} {:>8}  FAULT",
             "ID", "PID", "STATE", "DEVICE", "NETNS", "DIR", "HOOK", "SEEN", "MATCHED", "FIRED", "LEFT"
         )?;
     }
@@ -39,9 +39,9 @@ fn object(fault: &Live) -> serde_json::Value {
                 "fault": rule.fault,
                 "direction": rule.direction,
                 "asked": rule.asked,
-                "seen": counters.map(|counters| counters.seen[rule.direction as usize]),
-                "matched": counters.map(|counters| counters.rules[number].matched),
-                "fired": counters.map(|counters| counters.rules[number].fired),
+                "seen": counters.map(|counters| counted(rule.direction, counters.seen[rule.direction as usize])),
+                "matched": counters.map(|counters| counted(rule.direction, counters.rules[number].matched)),
+                "fired": counters.map(|counters| counted(rule.direction, counters.rules[number].fired)),
             })
         })
         .collect();
@@ -75,11 +75,11 @@ fn rows(fault: &Live, out: &mut impl Write) -> io::Result<()> {
             .unwrap_or_else(|| ["-", "-", "-"].map(String::from));
         writeln!(
             out,
-            "{:<6} {:>8} {:<9} {:<12} {:>11} {:<3} {:<12} {seen:>10} {matched:>10} {fired:>10} {left:>8}  {}",
+            "{:<6} {:>8} {:<9} {:<12} {:>11} {:<4} {:<17} {seen:>10} {matched:>10} {fired:>10} {left:>8}  {}",
             fault.id,
             fault.begun.owner.pid,
             state.as_str().unwrap_or_default(),
-            fault.begun.device.as_deref().unwrap_or(session::NO_DEVICE),
+            fault.begun.device.as_deref().unwrap_or("-"),
             fault.begun.netns,
             rule.direction.name(),
             hook.map_or_else(|| "-".into(), |hook| hook.hook.to_string()),

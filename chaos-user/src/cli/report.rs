@@ -1,20 +1,24 @@
 //! What a run prints: text for people, or the same facts as one JSON object a line.
 
 use std::{
+    fmt::Display,
     io::{self, IsTerminal, Write},
     os::fd::{AsFd, BorrowedFd},
     time::Duration,
 };
 
-use chaos_ebpf::abi::Count;
+use chaos_ebpf::abi::{Count, Direction};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{Code, interval::wilson};
-use crate::kernel::counters::Effects;
-use crate::session::{Armed, Ending, LEASE, Observer, Prepared, Preview, RuleReport, RunReport};
+use crate::{
+    kernel::{counters::Effects, mechanism::Mechanism},
+    session::{Armed, Ending, HookRecord, LEASE, Observer, Prepared, RuleReport, RunReport},
+};
 
 /// Prints what a run would do.
-pub(super) fn preview(preview: &Preview, json: bool) -> io::Result<()> {
+pub(super) fn preview(preview: &(impl Serialize + Display), json: bool) -> io::Result<()> {
     let mut out = io::stdout().lock();
     if !json {
         return write!(out, "{preview}");
@@ -51,32 +55,42 @@ impl Reporter {
 
     pub(super) fn prepared(&mut self, prepared: &Prepared) -> io::Result<()> {
         self.id = prepared.id().into();
-        let (plan, hooks) = (prepared.plan(), prepared.hooks());
+        let (plan, hooks) = (prepared.facts(), prepared.hooks());
         if self.json {
             let rules = plan.rules.iter().enumerate().map(|(number, rule)| {
-                json!({ "rule": number, "fault": rule.label, "direction": rule.direction, "asked": rule.impairments.chance() })
+                json!({ "rule": number, "fault": rule.fault, "direction": rule.direction, "asked": rule.asked })
             });
             return self.line(
                 "prepared",
                 json!({
                     "pid": std::process::id(),
-                    "device": plan.device.as_ref().map(|device| &device.name),
+                    "device": plan.device,
                     "seed": plan.seed,
                     "hooks": hooks,
                     "rules": rules.collect::<Vec<_>>(),
-                    "protected": plan.protected.to_string(),
+                    "protected": plan.protected,
                 }),
             );
         }
         let mut out = io::stdout().lock();
-        writeln!(out, "fault {} on {}, seed {}", self.id, plan.place(), plan.seed)?;
+        writeln!(out, "fault {} on {}, seed {}", self.id, plan.place, plan.seed)?;
         for rule in &plan.rules {
-            writeln!(out, "  {:<3}  {}", rule.direction.name(), rule.label)?;
+            writeln!(out, "  {:<4}  {}", rule.direction.name(), rule.fault)?;
         }
-        for hook in &hooks {
-            writeln!(out, "  {:<3}  by {}: {}", hook.direction.name(), hook.hook, hook.why)?;
+        let mut shown = hooks.iter().map(by).collect::<Vec<_>>();
+        // Of those at functions of the kernel's there is one for each.
+        shown.dedup_by(|next, one| {
+            next.0 == one.0 && {
+                one.1.append(&mut next.1);
+                true
+            }
+        });
+        for ((direction, hook, why), functions) in shown {
+            let at =
+                if functions.is_empty() { String::new() } else { format!(" at {}", functions.join(", ")) };
+            writeln!(out, "  {direction:<4}  by {hook}{at}: {why}")?;
         }
-        if plan.protected.session.is_some() {
+        if plan.spares_a_session {
             writeln!(out, "  spared: {}", plan.protected)?;
         }
         Ok(())
@@ -116,13 +130,13 @@ impl Reporter {
         writeln!(out, "{verdict}: {reason}; disarmed, detached, verified")?;
         writeln!(
             out,
-            "{:>4}  {:<3}  {:>8}  {:<26}  {:>10}  {:>10}  {:>10}  FAULT",
+            "{:>4}  {:<4}  {:>8}  {:<26}  {:>10}  {:>10}  {:>10}  FAULT",
             "RULE", "DIR", "ASKED", "OBSERVED (95% INTERVAL)", "SEEN", "MATCHED", "FIRED"
         )?;
         for rule in rules {
             writeln!(
                 out,
-                "{:>4}  {:<3}  {:>8}  {:<26}  {:>10}  {:>10}  {:>10}  {}",
+                "{:>4}  {:<4}  {:>8}  {:<26}  {:>10}  {:>10}  {:>10}  {}",
                 rule.rule,
                 rule.direction.name(),
                 rule.asked.map_or_else(|| "-".into(), percent),
@@ -140,10 +154,15 @@ impl Reporter {
             }
         }
         if *spared > 0 {
-            writeln!(
-                out,
-                "{spared} packets of what is protected were spared; --include-protected hits them as well"
-            )?;
+            match rules.first().map(|rule| rule.direction) {
+                Some(Direction::Call) => {
+                    writeln!(out, "{spared} calls of Faultline's own programs were spared")?
+                }
+                _ => writeln!(
+                    out,
+                    "{spared} packets of what is protected were spared; --include-protected hits them as well"
+                )?,
+            }
         }
         if *queue_lost > 0 {
             writeln!(
@@ -215,7 +234,7 @@ fn verdict(ending: Ending, code: Code) -> (&'static str, String) {
     match ending {
         Ending::Elapsed if code == Code::Inconclusive => (
             "inconclusive",
-            "its time is over and it never fired: no packet met its conditions, or chance".into(),
+            "its time is over and it never fired: nothing met its conditions, or chance".into(),
         ),
         Ending::Elapsed => ("observed", "its time is over and it has fired".into()),
         Ending::Signal(signal) => ("interrupted", format!("{signal}")),
@@ -235,9 +254,27 @@ fn verdict(ending: Ending, code: Code) -> (&'static str, String) {
 
 fn facts(rule: &RuleReport) -> Value {
     let mut facts = json!(rule);
+    for (name, count) in [("seen", rule.seen), ("matched", rule.matched), ("fired", rule.fired)] {
+        facts[name] = counted(rule.direction, count);
+    }
+    if rule.direction == Direction::Call
+        && let Value::Object(facts) = &mut facts
+    {
+        facts.remove("effects");
+    }
     facts["observed"] = json!(wilson(rule.fired.packets, rule.eligible).map(|_| rate(rule)));
     facts["interval_95"] = json!(wilson(rule.fired.packets, rule.eligible));
     facts
+}
+
+/// What is said of a hook, and the function it is at.
+fn by(hook: &HookRecord) -> ((&'static str, Mechanism, &str), Vec<&str>) {
+    ((hook.direction.name(), hook.hook, &hook.why), hook.function.as_deref().into_iter().collect())
+}
+
+/// A count as JSON has it: of calls there is only one number.
+pub(super) fn counted(direction: Direction, count: Count) -> Value {
+    if direction == Direction::Call { count.packets.into() } else { json!(count) }
 }
 
 /// What was done to how many packets.
@@ -263,6 +300,7 @@ fn observed(rule: &RuleReport) -> String {
         return "-".into();
     }
     match wilson(rule.fired.packets, rule.eligible) {
+        None if rule.direction == Direction::Call => "no call".into(),
         None => "no packet".into(),
         Some((low, high)) => format!("{} ({}..{})", percent(rate(rule)), percent(low), percent(high)),
     }

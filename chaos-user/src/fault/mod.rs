@@ -1,6 +1,8 @@
 //! From what was written to what the kernel is given: rules, and the tables that find them. No I/O here.
 
+pub mod call;
 mod distribution;
+pub mod glob;
 mod names;
 pub mod net;
 pub mod profile;
@@ -11,6 +13,7 @@ use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 use chaos_ebpf::abi::{self, Direction, MAX_LEVELS, MAX_RULES, Window};
 use ipnet::IpNet;
 
+pub use call::{CallError, CallRule, CallTables, Wanted};
 pub use distribution::Deviations;
 pub use profile::Peers;
 pub use tables::{Prefixes, Tables};

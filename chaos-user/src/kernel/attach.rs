@@ -167,7 +167,7 @@ fn hold(
         Mechanism::Tcx => {
             let attach = match direction {
                 Direction::In => bpf_attach_type::BPF_TCX_INGRESS,
-                Direction::Out | Direction::Connect => bpf_attach_type::BPF_TCX_EGRESS,
+                Direction::Out | Direction::Connect | Direction::Call => bpf_attach_type::BPF_TCX_EGRESS,
             };
             // Before all that are there: one of those may end the chain (TC_ACT_OK), or redirect.
             let program = programs.tc(direction)?.as_fd();
@@ -195,7 +195,7 @@ fn filtered(
 ) -> Result<(u32, Hold)> {
     let name = match direction {
         Direction::In => program::TC_IN,
-        Direction::Out | Direction::Connect => program::TC_OUT,
+        Direction::Out | Direction::Connect | Direction::Call => program::TC_OUT,
     };
     let program = programs.tc(direction)?.as_fd();
     let id = sys::program_info(program)?.id;

@@ -15,7 +15,7 @@ use super::{
 fn side(direction: Direction) -> Side {
     match direction {
         Direction::In => Side::Ingress,
-        Direction::Out | Direction::Connect => Side::Egress,
+        Direction::Out | Direction::Connect | Direction::Call => Side::Egress,
     }
 }
 

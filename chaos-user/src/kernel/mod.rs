@@ -2,13 +2,17 @@
 
 pub mod attach;
 pub mod btf;
+pub mod calls;
 pub mod change;
 pub mod clock;
+pub mod code;
 pub mod counters;
 pub mod detour;
 pub mod ethtool;
 pub mod filter;
 mod gone;
+pub mod hook;
+mod maps;
 pub mod mechanism;
 pub mod netlink;
 pub mod object;

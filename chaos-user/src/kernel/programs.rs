@@ -13,8 +13,7 @@ use aya::{
 };
 use chaos_ebpf::{
     abi::{
-        self, CgroupOffsets, Control, DIRECTIONS, Direction, HookState, NameState, RuleState, Session, Setup,
-        effect, map, program,
+        self, CgroupOffsets, Control, DIRECTIONS, Direction, RuleState, Session, Setup, effect, map, program,
     },
     classify::End,
     decide::random_start,
@@ -24,7 +23,7 @@ use super::{
     Error, Result,
     btf::KernelTypes,
     counters::{Counters, MapIds},
-    object,
+    maps, object,
     peers::{self, ProfileIds},
     sys,
 };
@@ -109,34 +108,18 @@ impl Programs {
     fn fill(&mut self, tables: &Tables, seed: u64) -> Result<()> {
         self.set_rules(&tables.rules)?;
         self.seed(seed)?;
-        let mut deviations: Array<_, i32> = self.typed(map::DEVIATIONS)?;
-        for (place, entry) in (0..).zip(&tables.deviations.entries) {
-            deviations.set(place, entry, 0).map_err(|error| Error::aya("write", map::DEVIATIONS, &error))?;
-        }
+        maps::set_all(&mut self.ebpf, map::DEVIATIONS, &tables.deviations.entries)?;
         let mut protocols: Array<_, u64> = self.typed(map::PROTOCOL)?;
         for (protocol, rules) in &tables.protocols {
             protocols
                 .set(u32::from(*protocol), rules, 0)
                 .map_err(|error| Error::aya("write", map::PROTOCOL, &error))?;
         }
-        let mut cgroups: HashMap<_, u64, u64> = self.typed(map::CGROUPS)?;
-        for (id, rules) in &tables.cgroups {
-            cgroups.insert(id, rules, 0).map_err(|error| Error::aya("write", map::CGROUPS, &error))?;
-        }
-        let mut processes: HashMap<_, u32, u64> = self.typed(map::PROCESSES)?;
-        for (pid, rules) in &tables.processes {
-            processes.insert(pid, rules, 0).map_err(|error| Error::aya("write", map::PROCESSES, &error))?;
-        }
-        let mut names: Array<_, NameState> = self.typed(map::NAMES)?;
-        for (number, state) in (0..).zip(&tables.names) {
-            names.set(number, state, 0).map_err(|error| Error::aya("write", map::NAMES, &error))?;
-        }
-        let mut records: HashMap<_, u32, u64> = self.typed(map::RECORDS)?;
-        for (record, rules) in &tables.records {
-            records
-                .insert(u32::from(*record), rules, 0)
-                .map_err(|error| Error::aya("write", map::RECORDS, &error))?;
-        }
+        maps::insert_all(&mut self.ebpf, map::CGROUPS, tables.cgroups.clone())?;
+        maps::insert_all(&mut self.ebpf, map::PROCESSES, tables.processes.clone())?;
+        maps::set_all(&mut self.ebpf, map::NAMES, &tables.names)?;
+        let records = tables.records.iter().map(|(record, rules)| (u32::from(*record), *rules));
+        maps::insert_all(&mut self.ebpf, map::RECORDS, records)?;
         for (end, name) in [(End::Remote, map::REMOTE_PORT), (End::Local, map::LOCAL_PORT)] {
             let mut ports: Array<_, u64> = self.typed(name)?;
             for ((_, port), rules) in tables.ports.range((end, 0)..=(end, u16::MAX)) {
@@ -203,11 +186,7 @@ impl Programs {
     ///
     /// The kernel's.
     pub fn set_rules(&mut self, rules: &[abi::Rule]) -> Result<()> {
-        let mut rows: Array<_, abi::Rule> = self.typed(map::RULES)?;
-        for (index, rule) in (0..).zip(rules) {
-            rows.set(index, rule, 0).map_err(|error| Error::aya("write", map::RULES, &error))?;
-        }
-        Ok(())
+        maps::set_all(&mut self.ebpf, map::RULES, rules)
     }
 
     /// Arms, renews or disarms: one write.
@@ -216,8 +195,7 @@ impl Programs {
     ///
     /// The kernel's.
     pub fn set_control(&mut self, control: Control) -> Result<()> {
-        let mut switch: Array<_, Control> = self.typed(map::CONTROL)?;
-        switch.set(0, control, 0).map_err(|error| Error::aya("write", map::CONTROL, &error))
+        maps::set_control(&mut self.ebpf, control)
     }
 
     /// Loads the XDP program and returns its fd.
@@ -241,7 +219,7 @@ impl Programs {
     pub fn tc(&mut self, direction: Direction) -> Result<&ProgramFd> {
         let name = match direction {
             Direction::In => program::TC_IN,
-            Direction::Out | Direction::Connect => program::TC_OUT,
+            Direction::Out | Direction::Connect | Direction::Call => program::TC_OUT,
         };
         self.classifier(name)
     }
@@ -322,11 +300,7 @@ impl Programs {
     ///
     /// The kernel's.
     pub fn map_ids(&self) -> Result<MapIds> {
-        let id = |name| match self.ebpf.map(name) {
-            Some(Map::Array(data) | Map::PerCpuArray(data)) => Ok(sys::map_info(data.fd().as_fd())?.0),
-            _ => Err(missing(name)),
-        };
-        Ok(MapIds { control: id(map::CONTROL)?, state: id(map::STATE)?, hooks: id(map::HOOKS)? })
+        maps::ids(&self.ebpf)
     }
 
     /// By what another process changes the profile; loads the program for it.
@@ -344,7 +318,7 @@ impl Programs {
     where
         M: TryFrom<&'a mut Map>,
     {
-        self.ebpf.map_mut(name).and_then(|map| map.try_into().ok()).ok_or_else(|| missing(name))
+        maps::typed(&mut self.ebpf, name)
     }
 
     /// The counts of all rules, over all CPUs.
@@ -353,11 +327,7 @@ impl Programs {
     ///
     /// The kernel's.
     pub fn counters(&self) -> Result<Counters> {
-        let state = self.ebpf.map(map::STATE).ok_or_else(|| missing(map::STATE))?;
-        let hooks = self.ebpf.map(map::HOOKS).ok_or_else(|| missing(map::HOOKS))?;
-        let state: PerCpuArray<_, RuleState> = state.try_into().map_err(|_| missing(map::STATE))?;
-        let hooks: PerCpuArray<_, HookState> = hooks.try_into().map_err(|_| missing(map::HOOKS))?;
-        Counters::read(&state, &hooks, self.rules)
+        maps::counters(&self.ebpf, self.rules)
     }
 }
 
@@ -411,10 +381,6 @@ fn lengths<A>(prefixes: Option<&Prefixes<A>>, longest: u8) -> (u32, u32) {
     let Some(prefixes) = prefixes else { return (0, 0) };
     let whole = prefixes.keys().filter(|(_, length)| *length == longest).count();
     (whole as u32, prefixes.len() as u32)
-}
-
-fn missing(name: &'static str) -> Error {
-    Error::new("look-up", name, io::ErrorKind::NotFound.into())
 }
 
 /// A program the kernel did not take.

@@ -11,8 +11,8 @@ use std::{
 
 use aya::Pod;
 use aya_obj::generated::{
-    BPF_OBJ_NAME_LEN, bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_link_info, bpf_map_info,
-    bpf_prog_info, bpf_prog_type, bpf_stats_type,
+    BPF_F_RDONLY_PROG, BPF_OBJ_NAME_LEN, bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_link_info,
+    bpf_map_info, bpf_map_type, bpf_prog_info, bpf_prog_type, bpf_stats_type,
 };
 
 use super::{Error, Result};
@@ -141,7 +141,8 @@ pub(super) fn bpf_fd(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedF
 ///
 /// The kernel's, with the end of the verifier's log if there is one.
 pub fn load(program: &Program<'_>) -> Result<OwnedFd> {
-    let mut log = vec![0; 64 * 1024];
+    // Before Linux 6.4 a log that is too short ends where it is full, and not with what matters.
+    let mut log = vec![0; 16 << 20];
     let attempt = |log: &mut [u8]| {
         let mut attr = zeroed();
         // SAFETY: the variant BPF_PROG_LOAD reads.
@@ -170,11 +171,56 @@ pub fn load(program: &Program<'_>) -> Result<OwnedFd> {
         }
         bpf_fd(bpf_cmd::BPF_PROG_LOAD, &mut attr)
     };
-    attempt(&mut []).or_else(|_| attempt(&mut log)).map_err(|source| {
+    attempt(&mut []).or_else(|first| attempt(&mut log).map_err(|_| first)).map_err(|source| {
         let end = log.iter().position(|byte| *byte == 0).unwrap_or(0);
         let object = said_of(program.name, &String::from_utf8_lossy(&log[..end]));
         Error::new("bpf(BPF_PROG_LOAD)", object, source)
     })
+}
+
+/// An array of one element that programs read and nobody can change any more, so that the verifier knows what is in it.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn constants(bytes: &[u8]) -> Result<OwnedFd> {
+    let error = |call| move |source| Error::new(call, "constants", source);
+    let mut attr = zeroed();
+    attr.__bindgen_anon_1.map_type = bpf_map_type::BPF_MAP_TYPE_ARRAY as u32;
+    attr.__bindgen_anon_1.key_size = size_of::<u32>() as u32;
+    attr.__bindgen_anon_1.value_size = bytes.len() as u32;
+    attr.__bindgen_anon_1.max_entries = 1;
+    attr.__bindgen_anon_1.map_flags = BPF_F_RDONLY_PROG;
+    let map = bpf_fd(bpf_cmd::BPF_MAP_CREATE, &mut attr).map_err(error("bpf(BPF_MAP_CREATE)"))?;
+    let key = 0_u32;
+    let mut attr = zeroed();
+    attr.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
+    attr.__bindgen_anon_2.key = (&raw const key) as u64;
+    attr.__bindgen_anon_2.__bindgen_anon_1.value = bytes.as_ptr() as u64;
+    bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr).map_err(error("bpf(BPF_MAP_UPDATE_ELEM)"))?;
+    let mut attr = zeroed();
+    attr.__bindgen_anon_2.map_fd = map.as_raw_fd() as u32;
+    bpf(bpf_cmd::BPF_MAP_FREEZE, &mut attr).map_err(error("bpf(BPF_MAP_FREEZE)"))?;
+    Ok(map)
+}
+
+/// Runs a raw tracepoint's program, with these for its arguments, as the calling thread.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn call(program: BorrowedFd<'_>, arguments: &[u64]) -> Result<u32> {
+    let mut attr = zeroed();
+    attr.test.prog_fd = program.as_raw_fd() as u32;
+    // Without any, the kernel wants no pointer either.
+    if !arguments.is_empty() {
+        attr.test.ctx_in = arguments.as_ptr() as u64;
+        attr.test.ctx_size_in = size_of_val(arguments) as u32;
+    }
+    bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr)
+        .map_err(|source| Error::new("bpf(BPF_PROG_TEST_RUN)", "a raw tracepoint's program", source))?;
+    // SAFETY: the field this command writes.
+    Ok(unsafe { attr.test.retval })
 }
 
 /// Loads BTF, the types of a program.

@@ -49,6 +49,9 @@ pub struct HookRecord {
     pub direction: Direction,
     /// By what it is held there.
     pub hook: Mechanism,
+    /// The kernel's function, or its tracepoint, if it is at one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub function: Option<String>,
     /// Why by that.
     pub why: String,
     /// The kernel's number of the program.

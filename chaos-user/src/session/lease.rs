@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use chaos_ebpf::abi::Control;
 
+use super::Run;
 use crate::kernel::{
     self,
     clock::{self, Ticks},
-    programs::Programs,
 };
 
 /// How long the programs go on after the owner's last word.
@@ -53,10 +53,10 @@ impl Renewed {
 
 impl Lease {
     /// Arms the programs.
-    pub(super) fn begin(programs: &mut Programs, ticks: Ticks, now: u64) -> kernel::Result<Self> {
+    pub(super) fn begin(run: &mut dyn Run, ticks: Ticks, now: u64) -> kernel::Result<Self> {
         let renewed = Renewed { monotonic: now, boottime: clock::boottime() };
         let control = Control { epoch: 1, not_before: ticks.at(now), lease_until: ticks.at(renewed.until()) };
-        programs.set_control(control)?;
+        run.set_control(control)?;
         Ok(Self { control, renewed, ticks })
     }
 
@@ -75,20 +75,20 @@ impl Lease {
     ///
     /// The new end is counted from before the check, so an owner that is stopped right here writes an end
     /// that has passed when it goes on.
-    pub(super) fn renew(&mut self, programs: &mut Programs) -> kernel::Result<Result<(), Lapsed>> {
+    pub(super) fn renew(&mut self, run: &mut dyn Run) -> kernel::Result<Result<(), Lapsed>> {
         match self.check() {
             Err(lapsed) => return Ok(Err(lapsed)),
             Ok(now) => self.renewed = now,
         }
         self.control.epoch += 1;
         self.control.lease_until = self.ticks.at(self.renewed.until());
-        programs.set_control(self.control)?;
+        run.set_control(self.control)?;
         Ok(Ok(()))
     }
 
     /// Disarms the programs.
-    pub(super) fn end(self, programs: &mut Programs) -> kernel::Result<()> {
-        programs.set_control(Control { epoch: self.control.epoch + 1, not_before: 0, lease_until: 0 })
+    pub(super) fn end(self, run: &mut dyn Run) -> kernel::Result<()> {
+        run.set_control(Control { epoch: self.control.epoch + 1, not_before: 0, lease_until: 0 })
     }
 
     /// When the programs stop unless it is renewed, `CLOCK_MONOTONIC` nanoseconds.

@@ -3,9 +3,11 @@
 //! Each step consumes the one before. Whatever is dropped on the way, by an error or by the end of the
 //! process, closes the links it holds, and the lease in the kernel ends what could still act.
 
+mod calls;
 mod journal;
 mod lease;
 mod live;
+mod net;
 mod preview;
 mod process;
 mod profile;
@@ -16,19 +18,16 @@ mod undo;
 mod verify;
 mod watch;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-    path::Path,
-    time::Duration,
-};
+use std::{fmt, io, time::Duration};
 
-use chaos_ebpf::abi::{DIRECTIONS, Direction};
+use chaos_ebpf::abi::Control;
 use ipnet::IpNet;
 
+pub use calls::{CallPlan, CallPreview};
 pub use journal::{Begun, Entry, HookRecord, JournalError, RuleRecord};
 pub use lease::{LEASE, Lapsed, RENEWAL};
 pub use live::{Live, State, live};
+pub use net::{NO_DEVICE, Plan};
 pub use preview::{Preview, PreviewError};
 pub use process::Process;
 pub use profile::{ApplyError, Target as ProfileRun};
@@ -39,71 +38,19 @@ pub use verify::Dirty;
 pub use watch::{Ending, Observer, Signals, watch};
 
 use crate::{
-    fault::{Rule, Tables},
     kernel::{
-        self,
-        attach::Attachment,
-        btf, change,
+        self, btf,
+        calls::CallsError,
         clock::{self, Ticks},
-        detour::{Detour, Queue},
+        counters::{Counters, MapIds},
         mechanism::Mechanism,
-        probe,
-        prod::Prod,
-        programs::{self, Environment, Programs},
     },
-    target::{self, CgroupError, Device, Protected, Target},
+    target::{self, CgroupError, Target},
 };
+use calls::CallRun;
 use journal::Journal;
 use lease::Lease;
-use report::report;
-
-/// What is going to be done; nothing in it needs to be looked up or checked again.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Plan {
-    /// The interface; none where no packets are hit.
-    pub device: Option<Device>,
-    /// Whose packets; without any, everybody's.
-    pub targets: Vec<Target>,
-    /// The rules, at most [`MAX_RULES`](chaos_ebpf::abi::MAX_RULES).
-    pub rules: Vec<Rule>,
-    /// Seed of the random numbers.
-    pub seed: u64,
-    /// How long; until interrupted if it does not say.
-    pub duration: Option<Duration>,
-    /// How many packets may wait in each direction.
-    pub limit: u32,
-    /// Whether the interface's own segmentation is switched off.
-    pub exact: bool,
-    /// What is left alone whatever the rules say.
-    pub protected: Protected,
-}
-
-impl Plan {
-    /// The targets that rules of a kind are aimed at.
-    fn named_by(&self, kind: impl Fn(&Rule) -> bool) -> impl Iterator<Item = &Target> {
-        let wanted: Vec<_> = self.rules.iter().filter(|rule| kind(rule)).map(|rule| &rule.matches).collect();
-        self.targets.iter().filter(move |target| match target {
-            Target::Cgroup(cgroup) => wanted.iter().flat_map(|it| &it.cgroups).any(|it| it.id == cgroup.id),
-            Target::Process(tree) => wanted.iter().any(|it| it.processes.contains(&tree.pid)),
-        })
-    }
-
-    /// Where it acts, for people.
-    #[must_use]
-    pub fn place(&self) -> &str {
-        self.device.as_ref().map_or(NO_DEVICE, |device| &device.name)
-    }
-}
-
-/// Their cgroups' folders, each once and without those below others: a program runs once for each that it is attached to.
-fn outermost<'a>(targets: impl Iterator<Item = &'a Target>) -> Vec<&'a Path> {
-    let all: BTreeSet<&Path> = targets.map(Target::folder).collect();
-    let is_below = |folder: &Path| all.iter().any(|other| *other != folder && folder.starts_with(other));
-    all.iter().copied().filter(|folder| !is_below(folder)).collect()
-}
-
-/// What stands where an interface's name would, for a run that has none.
-pub const NO_DEVICE: &str = "connect()";
+use net::NetRun;
 
 /// A fault that could not be prepared, or whose owner lost hold of it.
 #[derive(Debug, thiserror::Error)]
@@ -123,6 +70,9 @@ pub enum SessionError {
     /// What had been attached could not be removed again.
     #[error(transparent)]
     Dirty(#[from] Dirty),
+    /// Nothing on this kernel by which calls could be hit.
+    #[error(transparent)]
+    Calls(#[from] CallsError),
     /// The target has gone meanwhile.
     #[error(transparent)]
     Target(#[from] CgroupError),
@@ -145,51 +95,138 @@ impl From<kernel::Error> for SessionError {
     }
 }
 
+/// What a run has in the kernel, whichever kind it is.
+trait Run: fmt::Debug {
+    /// The hooks in use.
+    fn hooks(&self) -> Vec<HookRecord>;
+
+    /// By what others follow it.
+    fn map_ids(&self) -> kernel::Result<MapIds>;
+
+    /// What else is written down once it is prepared.
+    fn more_entries(&mut self) -> kernel::Result<Vec<Entry>> {
+        Ok(Vec::new())
+    }
+
+    /// Whether links alone hold it, for which the owner need not be where it acts.
+    fn holds_itself(&self) -> bool {
+        true
+    }
+
+    /// Has all rules end at this tick.
+    fn expire(&mut self, tick: u64) -> kernel::Result<()>;
+
+    /// Arms, renews or disarms: one write.
+    fn set_control(&mut self, control: Control) -> kernel::Result<()>;
+
+    /// Whom it is aimed at; nobody if at everybody.
+    fn targets(&self) -> &[Target];
+
+    /// Whether that on which it acts is gone.
+    fn is_gone(&self) -> kernel::Result<bool> {
+        Ok(false)
+    }
+
+    /// Whether anything changes while it runs.
+    fn is_ramped(&self) -> bool {
+        false
+    }
+
+    /// Writes what has changed in this time.
+    fn ramp(&mut self, _elapsed: Duration) -> kernel::Result<()> {
+        Ok(())
+    }
+
+    /// Takes note of what a name stands for now.
+    fn learn(&mut self, _name: &str, _addresses: &[IpNet]) -> kernel::Result<()> {
+        Ok(())
+    }
+
+    /// Sees to it that nobody is taken for a process that has ended, by having its number.
+    fn forget_the_dead(&mut self) -> kernel::Result<()> {
+        Ok(())
+    }
+
+    /// Sets off what would not happen by itself.
+    fn prod(&self) -> Result<(), SessionError> {
+        Ok(())
+    }
+
+    /// What has been counted so far.
+    fn counters(&self) -> kernel::Result<Counters>;
+
+    /// The same, rule by rule.
+    fn report(&self, counters: &Counters) -> RunReport;
+
+    /// Detaches everything, and says how many packets did not come out of its queues.
+    fn detach(&mut self) -> u64;
+}
+
+/// What is said of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Facts {
+    /// Where it acts, for people.
+    pub place: String,
+    /// The interface, if it acts on one.
+    pub device: Option<String>,
+    ifindex: u32,
+    /// The rules.
+    pub rules: Vec<RuleRecord>,
+    /// Seed of the random numbers.
+    pub seed: u64,
+    /// How long; until interrupted if it does not say.
+    pub duration: Option<Duration>,
+    /// What is left alone whatever the rules say.
+    pub protected: String,
+    /// Whether the caller's own session is.
+    pub spares_a_session: bool,
+}
+
 /// Everything is loaded and attached, and does nothing yet.
 #[derive(Debug)]
 pub struct Prepared {
-    plan: Plan,
-    tables: Tables,
-    programs: Programs,
-    attachments: Vec<Attachment>,
-    detours: Vec<Detour>,
-    prod: Option<Prod>,
-    /// How many addresses more names have come to stand for.
-    learnt: usize,
+    facts: Facts,
+    run: Box<dyn Run>,
     journal: Journal,
 }
 
-/// All that a run has in the kernel.
-struct Loaded {
-    tables: Tables,
-    programs: Programs,
-    attachments: Vec<Attachment>,
-    detours: Vec<Detour>,
-    prod: Option<Prod>,
-}
-
 impl Prepared {
-    /// Loads and attaches, disarmed.
+    /// Loads and attaches what acts on packets and connections, disarmed.
     ///
     /// # Errors
     ///
     /// [`SessionError`]; what was done until then is undone.
     pub fn new(plan: Plan) -> Result<Self, SessionError> {
+        Self::begin(NetRun::facts(&plan), |journal| Ok(Box::new(NetRun::attach(plan, journal)?)))
+    }
+
+    /// Loads and attaches what acts on system calls, disarmed.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError`]; what was done until then is undone.
+    pub fn of_calls(plan: CallPlan) -> Result<Self, SessionError> {
+        Self::begin(CallRun::facts(&plan), |_| Ok(Box::new(CallRun::attach(plan)?)))
+    }
+
+    fn begin(
+        facts: Facts,
+        attach: impl FnOnce(&mut Journal) -> Result<Box<dyn Run>, SessionError>,
+    ) -> Result<Self, SessionError> {
         let proc = |call| move |source| SessionError::Proc { call, source };
         let owner = Process::current().map_err(proc("read /proc/self/stat"))?;
         let begun = Begun {
             owner,
-            device: plan.device.as_ref().map(|device| device.name.clone()),
-            ifindex: plan.device.as_ref().map_or(0, |device| device.ifindex),
+            device: facts.device.clone(),
+            ifindex: facts.ifindex,
             netns: target::current_netns().map_err(proc("stat /proc/thread-self/ns/net"))?,
-            rules: plan.rules.iter().map(rule_record).collect(),
-            seed: plan.seed,
+            rules: facts.rules.clone(),
+            seed: facts.seed,
         };
         let mut journal = Journal::begin(begun)?;
-        match Self::attach(&plan, &mut journal) {
-            Ok(Loaded { tables, programs, attachments, detours, prod }) => {
-                let mut prepared =
-                    Self { plan, tables, programs, attachments, detours, prod, learnt: 0, journal };
+        match attach(&mut journal) {
+            Ok(run) => {
+                let mut prepared = Self { facts, run, journal };
                 match prepared.record() {
                     Ok(()) => Ok(prepared),
                     Err(error) => Err(prepared.given_up(error)),
@@ -206,78 +243,11 @@ impl Prepared {
         }
     }
 
-    fn attach(plan: &Plan, journal: &mut Journal) -> Result<Loaded, SessionError> {
-        let tables = Tables::new(&plan.rules, plan.seed);
-        let mut detours = Vec::new();
-        let (mut near, mut far) = ([0; DIRECTIONS], [0; DIRECTIONS]);
-        let directions: Vec<_> =
-            [Direction::In, Direction::Out].into_iter().filter(|way| tables.acts(*way)).collect();
-        for direction in &directions {
-            if let Some(detour) = detour(plan, *direction, journal.id())? {
-                (near[*direction as usize], far[*direction as usize]) = (detour.near, detour.far);
-                detours.push((*direction, detour));
-            }
-        }
-        let (protect, session) = plan.protected.given();
-        let ifindex = plan.device.as_ref().map_or(0, |device| device.ifindex);
-        let environment = Environment {
-            protect,
-            session,
-            owner_tgid: probe::own_tgid(),
-            ethernet: plan.device.as_ref().is_some_and(|device| device.ethernet),
-            ifindex,
-            place: place(journal.netns(), ifindex),
-            near,
-            far,
-            generation: clock::exact(),
-        };
-        let mut programs = Programs::load(&tables, plan.seed, environment)?;
-        for (direction, detour) in &mut detours {
-            detour.attach(&mut programs, *direction)?;
-        }
-        let mut attachments = Vec::new();
-        if let Some(device) = &plan.device {
-            for direction in directions {
-                let rules = plan.rules.iter().filter(|rule| rule.direction == direction);
-                let faults: Vec<_> = rules.flat_map(Rule::faults).collect();
-                attachments.push(Attachment::new(&mut programs, device, &faults, direction, journal)?);
-            }
-            if plan.exact {
-                change::features_off(device.ifindex, journal)?;
-            }
-        }
-        for folder in outermost(plan.named_by(|rule| rule.direction == Direction::Connect)) {
-            attachments.extend(Attachment::to_cgroup(&mut programs, folder)?);
-        }
-        let trees = || plan.targets.iter().filter(|target| matches!(target, Target::Process(_)));
-        // New sockets first: those that are made meanwhile are not to be missed.
-        for folder in outermost(trees()) {
-            attachments.push(Attachment::of_sockets(&mut programs, folder)?);
-        }
-        // Whoever is of several has the rules of all.
-        let mut wanted: BTreeMap<u32, u64> = BTreeMap::new();
-        for target in trees() {
-            let Target::Process(tree) = target else { continue };
-            let rules = tables.processes.get(&tree.pid).copied().unwrap_or(0);
-            for process in target.processes()? {
-                *wanted.entry(process).or_default() |= rules;
-            }
-        }
-        for (process, rules) in wanted {
-            kernel::sockets::each(process, |socket| programs.mark(socket, rules))?;
-        }
-        let detours = detours.into_iter().map(|(_, detour)| detour).collect();
-        let prod = plan.rules.iter().any(Rule::resets).then(Prod::open).transpose()?;
-        Ok(Loaded { tables, programs, attachments, detours, prod })
-    }
-
     fn record(&mut self) -> Result<(), SessionError> {
-        let entry = Entry::Prepared { hooks: self.hooks(), maps: self.programs.map_ids()? };
-        self.journal.append(&entry)?;
-        let used = self.tables.profile.each_ref().map(Option::is_some);
-        if used.contains(&true) {
-            let ids = self.programs.profile_ids(used)?;
-            self.journal.append(&Entry::Profile { ids, limit: self.plan.limit })?;
+        let prepared = Entry::Prepared { hooks: self.run.hooks(), maps: self.run.map_ids()? };
+        self.journal.append(&prepared)?;
+        for entry in self.run.more_entries()? {
+            self.journal.append(&entry)?;
         }
         Ok(())
     }
@@ -295,30 +265,30 @@ impl Prepared {
 
     /// What is going to be done.
     #[must_use]
-    pub fn plan(&self) -> &Plan {
-        &self.plan
+    pub fn facts(&self) -> &Facts {
+        &self.facts
     }
 
     /// The hooks in use.
     #[must_use]
     pub fn hooks(&self) -> Vec<HookRecord> {
-        self.attachments.iter().map(hook_record).collect()
+        self.run.hooks()
     }
 
     /// Whether links alone hold it, for which the owner need not be where the interface is.
     #[must_use]
     pub fn holds_itself(&self) -> bool {
-        self.journal.changes().is_empty() && self.detours.is_empty() && self.prod.is_none()
+        self.journal.changes().is_empty() && self.run.holds_itself()
     }
 
-    /// Arms: from here on packets are hit.
+    /// Arms: from here on it acts.
     ///
     /// # Errors
     ///
     /// [`SessionError`]; nothing was hit then.
     pub fn arm(mut self) -> Result<Armed, SessionError> {
         let now = clock::monotonic();
-        let until = self.plan.duration.map(|duration| now.saturating_add(duration.as_nanos() as u64));
+        let until = self.facts.duration.map(|duration| now.saturating_add(duration.as_nanos() as u64));
         match self.switch_on(now, until) {
             Ok(lease) => Ok(Armed { prepared: self, since: now, until, lease }),
             Err(error) => Err(self.given_up(error)),
@@ -327,12 +297,9 @@ impl Prepared {
 
     fn switch_on(&mut self, now: u64, until: Option<u64>) -> Result<Lease, SessionError> {
         let ticks = Ticks::read()?;
-        for rule in &mut self.tables.rules {
-            rule.expires_at = ticks.at(until.unwrap_or(u64::MAX));
-        }
-        self.programs.set_rules(&self.tables.rules)?;
+        self.run.expire(ticks.at(until.unwrap_or(u64::MAX)))?;
         self.journal.append(&Entry::Armed { at_ns: now, until_ns: until })?;
-        Ok(Lease::begin(&mut self.programs, ticks, now)?)
+        Ok(Lease::begin(&mut *self.run, ticks, now)?)
     }
 
     /// Detaches what is disarmed, and checks that nothing is left. The counts are those after the last packet.
@@ -341,72 +308,20 @@ impl Prepared {
     ///
     /// [`Dirty`] if something is still there, or that cannot be established.
     pub fn end(self) -> Result<RunReport, Dirty> {
-        let Self { plan, tables: _, programs, attachments, detours, prod: _, learnt: _, journal } = self;
-        let hooks: Vec<_> = attachments.iter().map(hook_record).collect();
-        // What waits still comes, by the way back and past the programs, which are disarmed.
-        let queues: kernel::Result<Vec<_>> = detours.iter().map(|detour| detour.drain(DRAIN)).collect();
-        drop(attachments);
-        drop(detours);
+        let Self { facts: _, mut run, journal } = self;
+        let hooks = run.hooks();
+        let queue_lost = run.detach();
         let taken_back = journal.take_back();
-        let counters = programs.counters();
-        drop(programs);
+        let report = run.counters().map(|counters| run.report(&counters));
+        drop(run);
         let _held = taken_back?;
         verify::gone(&hooks, journal.changes())?;
         journal.end().map_err(Dirty::journal)?;
-        let mut report = report(&plan.rules, &counters.map_err(Dirty::unknown)?);
-        // Of an interface that is gone the detours are as well, if its network namespace is.
-        let unsent = queues.unwrap_or_default();
-        report.queue_lost = unsent.iter().map(|queue| queue.lost + u64::from(queue.waiting)).sum();
-        Ok(report)
+        Ok(RunReport { queue_lost, ..report.map_err(Dirty::unknown)? })
     }
 }
 
-/// An even number of this interface's and, but for one chance in two billion, no other's on the machine, with which
-/// packets are marked.
-fn place(netns: u64, ifindex: u32) -> u32 {
-    // Namespaces' numbers are next to each other, as interfaces' are: they must not add up to the same.
-    ((netns as u32).wrapping_mul(0x9e37_79b1) ^ ifindex << 1) & !1
-}
-
-/// The way round of the packets that go this way, if any need one.
-fn detour(plan: &Plan, direction: Direction, id: &str) -> Result<Option<Detour>, SessionError> {
-    let rules: Vec<_> = plan.rules.iter().filter(|rule| rule.direction == direction).collect();
-    if !rules.iter().any(|rule| rule.needs_detour()) {
-        return Ok(None);
-    }
-    let waits = rules.iter().any(|rule| rule.impairments.waits());
-    let queue = waits.then_some(Queue { limit: plan.limit, horizon: HORIZON });
-    let checksums = !rules.iter().any(|rule| rule.impairments.breaks_checksums());
-    let name = format!("fl-{id}-{}", direction.name());
-    match Detour::new(&name, queue, checksums) {
-        Err(error) if error.call == "netlink(RTM_NEWQDISC)" && error.errno() == libc::ENOENT => {
-            Err(SessionError::NoQueue(error))
-        }
-        made => Ok(Some(made?)),
-    }
-}
-
-/// What fq lets wait: several delays in a row, and what waits before a wire.
-const HORIZON: Duration = Duration::from_secs(600);
-
-/// How long what waits is given to come out when a fault ends.
-const DRAIN: Duration = Duration::from_secs(1);
-
-fn rule_record(rule: &Rule) -> RuleRecord {
-    RuleRecord { fault: rule.label.clone(), direction: rule.direction, asked: rule.impairments.chance() }
-}
-
-fn hook_record(attachment: &Attachment) -> HookRecord {
-    HookRecord {
-        direction: attachment.direction,
-        hook: attachment.mechanism,
-        why: attachment.why.clone(),
-        program_id: attachment.program,
-        link_id: attachment.link(),
-    }
-}
-
-/// Packets are hit for as long as the lease is renewed.
+/// It acts for as long as the lease is renewed.
 #[derive(Debug)]
 pub struct Armed {
     prepared: Prepared,
@@ -425,7 +340,7 @@ impl Armed {
     /// How long it was to be, if that was said.
     #[must_use]
     pub fn duration(&self) -> Option<Duration> {
-        self.prepared.plan.duration
+        self.prepared.facts.duration
     }
 
     /// Time since it was armed, and time left if its end is known.
@@ -436,56 +351,10 @@ impl Armed {
         (Duration::from_nanos(now.saturating_sub(self.since)), left)
     }
 
-    /// Whether anything changes while it runs.
-    fn is_ramped(&self) -> bool {
-        self.prepared.plan.rules.iter().any(|rule| !rule.impairments.ramps.is_empty())
-    }
-
     /// Writes what has changed since it was armed.
     fn ramp(&mut self) -> kernel::Result<()> {
         let elapsed = Duration::from_nanos(clock::exact().saturating_sub(self.since));
-        let Prepared { plan, tables, programs, .. } = &mut self.prepared;
-        tables.ramp(&plan.rules, elapsed, plan.seed);
-        programs.set_rules(&tables.rules)
-    }
-
-    /// Takes note of what a name stands for now. What it stood for before stays: many answer with a few of their
-    /// addresses at a time, and connections to those before go on.
-    fn learn(&mut self, name: &str, addresses: &[IpNet]) -> kernel::Result<()> {
-        let Prepared { plan, tables, programs, learnt, .. } = &mut self.prepared;
-        if *learnt + addresses.len() > programs::NAMES_ROOM as usize {
-            return Ok(());
-        }
-        let new = plan.rules.iter_mut().map(|rule| rule.learn(name, addresses)).max().unwrap_or(0);
-        if new == 0 {
-            return Ok(());
-        }
-        *learnt += new;
-        let known = Tables::new(&plan.rules, plan.seed);
-        (tables.v4, tables.v6) = (known.v4, known.v6);
-        programs.set_addresses(tables)
-    }
-
-    /// Sees to it that nobody is taken for a process that has ended, by having its number.
-    fn forget_the_dead(&mut self) -> kernel::Result<()> {
-        let Prepared { plan, tables, programs, .. } = &mut self.prepared;
-        for target in plan.targets.iter().filter(|target| !target.exists()) {
-            if let Target::Process(tree) = target
-                && tables.processes.remove(&tree.pid).is_some()
-            {
-                programs.forget_process(tree.pid)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Has connections that are silent say something, so that they can be reset.
-    fn prod(&self) -> Result<(), SessionError> {
-        let Prepared { plan, prod: Some(prod), .. } = &self.prepared else { return Ok(()) };
-        for flow in plan.open_to_reset()? {
-            prod.provoke(flow.local, flow.remote)?;
-        }
-        Ok(())
+        self.prepared.run.ramp(elapsed)
     }
 
     /// What has been counted so far.
@@ -494,8 +363,8 @@ impl Armed {
     ///
     /// The kernel's.
     pub fn counts(&self) -> kernel::Result<RunReport> {
-        let counters = self.prepared.programs.counters()?;
-        Ok(report(&self.prepared.plan.rules, &counters))
+        let run = &self.prepared.run;
+        Ok(run.report(&run.counters()?))
     }
 
     /// Disarms, detaches, and checks that nothing is left. The counts are those after the last packet.
@@ -506,7 +375,7 @@ impl Armed {
     pub fn end(self) -> Result<RunReport, Dirty> {
         let Self { mut prepared, since: _, until: _, lease } = self;
         // Should this write fail, the lease ends the same way, and the links close at any rate.
-        let disarmed = lease.end(&mut prepared.programs);
+        let disarmed = lease.end(&mut *prepared.run);
         let report = prepared.end()?;
         disarmed.map_err(Dirty::unknown)?;
         Ok(report)

@@ -231,6 +231,14 @@ fn rule(rule: &Rule) -> PreviewRule {
     PreviewRule { direction: *direction, fault: label.clone(), spares: !spares.is_empty() }
 }
 
+impl fmt::Display for PreviewTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { target, processes } = self;
+        let names: Vec<_> = processes.iter().map(|it| format!("{} ({})", it.name, it.pid)).collect();
+        write!(f, "{target}: {}", names.join(", "))
+    }
+}
+
 /// How many connections people are shown.
 const SHOWN: usize = 20;
 
@@ -253,10 +261,8 @@ impl fmt::Display for Preview {
         match &targets[..] {
             [] => writeln!(f, "  target: everybody who uses {device}")?,
             targets => {
-                for PreviewTarget { target, processes } in targets {
-                    let names: Vec<_> =
-                        processes.iter().map(|it| format!("{} ({})", it.name, it.pid)).collect();
-                    writeln!(f, "  target: {target}: {}", names.join(", "))?;
+                for target in targets {
+                    writeln!(f, "  target: {target}")?;
                 }
             }
         }

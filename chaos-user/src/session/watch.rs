@@ -6,7 +6,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chaos_ebpf::abi::Direction;
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -18,7 +17,7 @@ use nix::{
 
 use super::{Armed, Lapsed, RENEWAL, RunReport, SessionError};
 use crate::{
-    kernel::{self, attach::Attachment, clock},
+    kernel::{self, clock},
     target::{Names, Target},
 };
 
@@ -120,10 +119,10 @@ pub fn watch(
 ) -> Result<Ending, SessionError> {
     let proc = |source| SessionError::Proc { call: "poll(signalfd)", source };
     let mut renewal = Instant::now() + RENEWAL;
-    armed.prod()?;
+    armed.prepared.run.prod()?;
     loop {
         let until_renewal = renewal.saturating_duration_since(Instant::now());
-        let look = if armed.is_ramped() { STEP } else { LOOK };
+        let look = if armed.prepared.run.is_ramped() { STEP } else { LOOK };
         let wait = armed.time().1.map_or(look, |left| left.min(look)).min(until_renewal);
         if let Some(ending) = signals.wait(observer.output(), wait).map_err(proc)? {
             return Ok(ending);
@@ -131,19 +130,19 @@ pub fn watch(
         if let Some(ending) = armed.ending()? {
             return Ok(ending);
         }
-        armed.forget_the_dead()?;
-        if armed.is_ramped() {
+        armed.prepared.run.forget_the_dead()?;
+        if armed.prepared.run.is_ramped() {
             armed.ramp()?;
         }
         for (name, addresses) in names.into_iter().flat_map(Names::news) {
-            armed.learn(&name, &addresses)?;
+            armed.prepared.run.learn(&name, &addresses)?;
         }
         if Instant::now() >= renewal {
             renewal = Instant::now() + RENEWAL;
-            if let Err(lapsed) = armed.lease.renew(&mut armed.prepared.programs)? {
+            if let Err(lapsed) = armed.lease.renew(&mut *armed.prepared.run)? {
                 return Ok(Ending::Lapsed(lapsed));
             }
-            armed.prod()?;
+            armed.prepared.run.prod()?;
             let report = armed.counts()?;
             if observer.progress(armed, &report).is_err() {
                 return Ok(Ending::Unheard);
@@ -163,17 +162,10 @@ impl Armed {
         if let Err(lapsed) = self.lease.lapsed() {
             return Ok(Some(Ending::Lapsed(lapsed)));
         }
-        let targets = &self.prepared.plan.targets;
+        let targets = self.prepared.run.targets();
         if !targets.is_empty() && !targets.iter().any(Target::exists) {
             return Ok(Some(Ending::TargetGone));
         }
-        // Those of cgroups go with these, which has been looked at.
-        let of_device = |attachment: &&Attachment| attachment.direction != Direction::Connect;
-        for attachment in self.prepared.attachments.iter().filter(of_device) {
-            if !attachment.alive()? {
-                return Ok(Some(Ending::DeviceGone));
-            }
-        }
-        Ok(None)
+        Ok(self.prepared.run.is_gone()?.then_some(Ending::DeviceGone))
     }
 }

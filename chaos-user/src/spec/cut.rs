@@ -4,7 +4,7 @@ use std::fmt;
 
 use nix::errno::Errno;
 
-use super::{Invalid, Sides};
+use super::Sides;
 
 /// A connection that is cut: both ways if nothing else is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,22 +57,4 @@ impl fmt::Display for Cut {
             cut => f.write_str(cut.name()),
         }
     }
-}
-
-/// An errno by its name or number.
-///
-/// # Errors
-///
-/// [`Invalid`] for what this kernel has no error of.
-pub(super) fn errno(text: &str) -> Result<Errno, Invalid> {
-    // Linux has about 130; between them and the last that a system call can return there are none.
-    let known = (1..512).map(Errno::from_raw).filter(|errno| *errno != Errno::UnknownErrno);
-    let number = text.parse::<i32>().ok();
-    let mut named = known.filter(|errno| match number {
-        Some(number) => *errno as i32 == number,
-        None => format!("{errno:?}").eq_ignore_ascii_case(text),
-    });
-    named
-        .next()
-        .ok_or_else(|| Invalid::new("not an errno; write ECONNREFUSED, ETIMEDOUT, EHOSTUNREACH or a number"))
 }

@@ -14,12 +14,8 @@ use chaos_ebpf::abi::MAX_BITS;
 use nix::errno::Errno;
 
 use super::{
-    Answer, Cut, Invalid, Percent, Profile,
-    cut::{CUTS, errno},
-    parse_count,
-    ramp::Ramp,
-    ramp::Ramped,
-    units,
+    Answer, Cut, Invalid, Percent, Profile, call::parse_errno, cut::CUTS, parse_count, ramp::Ramp,
+    ramp::Ramped, units,
 };
 
 /// Longest delay, jitter included: fq's clock is asked for little more.
@@ -407,7 +403,7 @@ fn loss(words: &mut Words<'_>, ramps: &mut Vec<Ramp>) -> Result<Loss, Invalid> {
 
 fn refuse(words: &mut Words<'_>) -> Result<Cut, Invalid> {
     let Some(text) = words.value() else { return Ok(Cut::Refuse(Errno::ECONNREFUSED)) };
-    words.read(text, "ERRNO", errno).map(Cut::Refuse)
+    words.read(text, "ERRNO", parse_errno).map(Cut::Refuse)
 }
 
 fn corrupt(words: &mut Words<'_>, ramps: &mut Vec<Ramp>) -> Result<Corrupt, Invalid> {

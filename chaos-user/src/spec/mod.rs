@@ -1,9 +1,11 @@
 //! What the user wrote, as values that cannot be invalid. Every message says what would be right; the caller
 //! names the option.
 
+mod call;
 mod cut;
 mod impair;
 mod net;
+mod op;
 mod owner;
 mod peer;
 mod percent;
@@ -13,9 +15,14 @@ mod ramp;
 mod select;
 mod units;
 
+pub use call::{
+    Action, CallFault, CallMatch, CallSpec, Calls, DeviceSpec, Family, NameSpec, OpenFlags, PathSpec, Spoil,
+    SpoilKind, UserSpec, parse_argument, parse_calls, parse_errno,
+};
 pub use cut::Cut;
 pub use impair::{Chance, Corrupt, Delay, Distribution, Impairments, Loss, Rate, Reorder};
 pub use net::{FaultSpec, NetSpec, Sides};
+pub use op::Op;
 pub use owner::Owner;
 pub use peer::{Exclusion, Peer};
 pub use percent::Percent;

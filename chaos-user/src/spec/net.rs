@@ -52,15 +52,24 @@ pub struct FaultSpec {
 impl fmt::Display for FaultSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { impairments, sides: _, selectors, window } = self;
-        write!(f, "{impairments}{selectors}")?;
-        if window.skip != 0 {
-            write!(f, " --skip {}", window.skip)?;
+        write!(f, "{impairments}{selectors}{}", Ordered(window))
+    }
+}
+
+/// A window as its options are written.
+pub(super) struct Ordered<'a>(pub(super) &'a Window);
+
+impl fmt::Display for Ordered<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(Window { skip, first, every }) = self;
+        if *skip != 0 {
+            write!(f, " --skip {skip}")?;
         }
-        if window.first != u64::MAX {
-            write!(f, " --first {}", window.first)?;
+        if *first != u64::MAX {
+            write!(f, " --first {first}")?;
         }
-        if window.every != 1 {
-            write!(f, " --every {}", window.every)?;
+        if *every != 1 {
+            write!(f, " --every {every}")?;
         }
         Ok(())
     }

@@ -80,7 +80,7 @@ impl Case {
 
     fn route<'a>(&self, lab: &'a Lab) -> Route<'a> {
         match self.direction {
-            Direction::Out | Direction::Connect => lab.outward(self.family),
+            Direction::Out | Direction::Connect | Direction::Call => lab.outward(self.family),
             Direction::In => lab.inward(self.family),
         }
     }

@@ -26,7 +26,7 @@ impl<'a> Netem<'a> {
         // From here on what there is of it is removed if anything fails.
         let netem = Self { netns, direction };
         let device = match direction {
-            Direction::Out | Direction::Connect => NEAR_DEVICE,
+            Direction::Out | Direction::Connect | Direction::Call => NEAR_DEVICE,
             Direction::In => {
                 run(netns, &format!("ip link add {IFB} type ifb"))?;
                 run(netns, &format!("ip link set {IFB} up"))?;
@@ -45,7 +45,7 @@ impl Drop for Netem<'_> {
     fn drop(&mut self) {
         // What was not made is not there to be removed.
         let _ = match self.direction {
-            Direction::Out | Direction::Connect => {
+            Direction::Out | Direction::Connect | Direction::Call => {
                 run(self.netns, &format!("tc qdisc del dev {NEAR_DEVICE} root"))
             }
             Direction::In => {

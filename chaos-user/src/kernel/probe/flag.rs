@@ -109,10 +109,34 @@ pub(super) fn ask(helper: bpf_func_id) -> Result<u64> {
 
 /// The same of a helper with one argument, or without.
 pub(super) fn ask_about(helper: bpf_func_id, number: i32) -> Result<u64> {
-    let flag = Flag::new()?;
-    let code = Code::default().set(1, number).call(helper).then(flag.keep_result()).exit(0);
-    run_here(&load_raw("doctor_ask", &code)?)?;
-    flag.get()
+    Question::new(helper, number)?.ask()
+}
+
+/// A program that answers with what a helper answers it.
+#[derive(Debug)]
+pub struct Question {
+    flag: Flag,
+    program: OwnedFd,
+}
+
+impl Question {
+    /// Loads it, for a helper with this argument or without any.
+    pub(super) fn new(helper: bpf_func_id, number: i32) -> Result<Self> {
+        let flag = Flag::new()?;
+        let code = Code::default().set(1, number).call(helper).then(flag.keep_result()).exit(0);
+        let program = load_raw("doctor_ask", &code)?;
+        Ok(Self { flag, program })
+    }
+
+    /// The answer now, in the calling thread.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn ask(&self) -> Result<u64> {
+        run_here(&self.program)?;
+        self.flag.get()
+    }
 }
 
 /// Loads a raw tracepoint program, attached to nothing.
@@ -130,11 +154,5 @@ pub fn load_raw(name: &str, code: &Code) -> Result<OwnedFd> {
 
 /// Runs a raw tracepoint program once, in the calling thread and without any tracepoint. Returns its result.
 pub fn run_here(program: &OwnedFd) -> Result<u32> {
-    let mut attr = zeroed();
-    // `sys::test_run` is for packets; here the kernel wants neither data nor a repeat count.
-    attr.test.prog_fd = program.as_raw_fd() as u32;
-    bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr)
-        .map_err(|source| Error::new("bpf(BPF_PROG_TEST_RUN)", "a raw tracepoint program", source))?;
-    // SAFETY: the field this command writes.
-    Ok(unsafe { attr.test.retval })
+    sys::call(program.as_fd(), &[])
 }

@@ -103,13 +103,13 @@ pub fn own_tgid() -> u32 {
     Thread::current().tgid()
 }
 
-/// The kernel's `jiffies_64` as a program sees it.
+/// A program that says the kernel's `jiffies_64` as programs see it.
 ///
 /// # Errors
 ///
 /// The kernel's.
-pub fn jiffies() -> Result<u64, Error> {
-    flag::ask(bpf_func_id::BPF_FUNC_jiffies64)
+pub fn jiffies() -> Result<flag::Question, Error> {
+    flag::Question::new(bpf_func_id::BPF_FUNC_jiffies64, 0)
 }
 
 /// Where the v2 hierarchy of cgroups is mounted, if it is.

@@ -15,14 +15,15 @@ use crate::kernel::{
     sys::{self, Target},
 };
 
-/// An event of the calling thread.
+/// An event, of the calling thread or of all.
 #[derive(Debug)]
 pub struct Event(OwnedFd);
 
 /// A program on an event, until this is dropped.
 #[derive(Debug)]
 pub struct Attached {
-    _link: Option<OwnedFd>,
+    /// The link, where perf events have links.
+    pub link: Option<OwnedFd>,
     _event: OwnedFd,
 }
 
@@ -33,7 +34,15 @@ impl Event {
         attr.type_ = unit_type(unit)?;
         attr.__bindgen_anon_3.config1 = place.as_ptr() as u64;
         attr.__bindgen_anon_4.config2 = offset;
-        open(&attr, &format!("{unit} {}", place.to_string_lossy()))
+        open(&attr, THIS_THREAD, &format!("{unit} {}", place.to_string_lossy()))
+    }
+
+    /// The start of a kernel function, whoever calls it.
+    pub fn function(name: &CStr) -> Result<Self> {
+        let mut attr = attr();
+        attr.type_ = unit_type("kprobe")?;
+        attr.__bindgen_anon_3.config1 = name.as_ptr() as u64;
+        open(&attr, EVERYBODY, &format!("kprobe {}", name.to_string_lossy()))
     }
 
     /// A tracepoint, by the number tracefs has for it.
@@ -41,7 +50,7 @@ impl Event {
         let mut attr = attr();
         attr.type_ = perf_type_id::PERF_TYPE_TRACEPOINT as u32;
         attr.config = id;
-        open(&attr, &format!("tracepoint {id}"))
+        open(&attr, THIS_THREAD, &format!("tracepoint {id}"))
     }
 
     /// Attaches a program, by a link where perf events have links (Linux 5.15).
@@ -49,14 +58,14 @@ impl Event {
         let Self(event) = self;
         let target = Target::File(event.as_fd());
         match sys::link(program.as_fd(), target, bpf_attach_type::BPF_PERF_EVENT, 0) {
-            Ok(link) => Ok(Attached { _link: Some(link), _event: event }),
+            Ok(link) => Ok(Attached { link: Some(link), _event: event }),
             // The older way tells the two EINVALs apart: no such link, or no such program on this event.
             Err(refused) if refused.errno() == libc::EINVAL => {
                 // SAFETY: both fds are open; the call takes an fd by value.
                 let result = unsafe {
                     libc::ioctl(event.as_raw_fd(), PERF_EVENT_IOC_SET_BPF as _, program.as_raw_fd())
                 };
-                if result < 0 { Err(refused) } else { Ok(Attached { _link: None, _event: event }) }
+                if result < 0 { Err(refused) } else { Ok(Attached { link: None, _event: event }) }
             }
             Err(refused) => Err(refused),
         }
@@ -70,9 +79,13 @@ fn attr() -> perf_event_attr {
     attr
 }
 
-fn open(attr: &perf_event_attr, object: &str) -> Result<Event> {
-    // The calling thread on any CPU, in no group.
-    let (thread, cpu, group) = (0, -1, -1);
+/// A thread and a CPU: this one on any.
+const THIS_THREAD: (i32, i32) = (0, -1);
+/// Any thread; of all CPUs one must be named, and the program runs on all the same.
+const EVERYBODY: (i32, i32) = (-1, 0);
+
+fn open(attr: &perf_event_attr, (thread, cpu): (i32, i32), object: &str) -> Result<Event> {
+    let group = -1;
     // SAFETY: `attr` is whole, and what it points to is held by the callers.
     let fd = unsafe {
         libc::syscall(libc::SYS_perf_event_open, attr, thread, cpu, group, u64::from(PERF_FLAG_FD_CLOEXEC))

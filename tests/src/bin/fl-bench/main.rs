@@ -196,7 +196,9 @@ impl Case {
         programs.set_control(Control { epoch: 1, not_before: 0, lease_until })?;
         let packet = packet(self.port);
         match self.hook {
-            Direction::Out | Direction::Connect => fastest(programs.tc(Direction::Out)?, &packet),
+            Direction::Out | Direction::Connect | Direction::Call => {
+                fastest(programs.tc(Direction::Out)?, &packet)
+            }
             Direction::In => match self.keys {
                 Keys::Hot => fastest(programs.xdp()?, &packet),
                 Keys::Random(count) => Bare::load(Peers::None, count)?.random(programs.xdp()?, &packet),
@@ -210,7 +212,7 @@ impl Case {
         let port = port.parse().into_iter().collect();
         let (remote_ports, local_ports) = match self.hook {
             Direction::In => (Vec::new(), port),
-            Direction::Out | Direction::Connect => (port, Vec::new()),
+            Direction::Out | Direction::Connect | Direction::Call => (port, Vec::new()),
         };
         let words: Vec<_> = self.fault.split(' ').map(ToString::to_string).collect();
         Ok(Rule {

@@ -1,0 +1,44 @@
+//! The maps. The owner sizes one that nothing uses down to one entry.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray},
+};
+use chaos_ebpf::{
+    abi::{Control, HOOKS, HookState, MAX_RULES, RuleState},
+    call::{CALLS, Inode, Name, Place, Rule},
+    glob::Glob,
+};
+
+#[map]
+pub(crate) static FL_CONTROL: Array<Control> = Array::with_max_entries(1, 0);
+#[map]
+pub(crate) static FL_RULES: Array<Rule> = Array::with_max_entries(MAX_RULES as u32, 0);
+#[map]
+pub(crate) static FL_STATE: PerCpuArray<RuleState> = PerCpuArray::with_max_entries(MAX_RULES as u32, 0);
+#[map]
+pub(crate) static FL_HOOKS: PerCpuArray<HookState> = PerCpuArray::with_max_entries(HOOKS as u32, 0);
+#[map]
+pub(crate) static FL_SEQUENCE: Array<u64> = Array::with_max_entries(MAX_RULES as u32, 0);
+#[map]
+pub(crate) static FL_DEVIATIONS: Array<i32> = Array::with_max_entries(1, 0);
+#[map]
+pub(crate) static FL_CGROUPS: HashMap<u64, u64> = HashMap::with_max_entries(1, 0);
+#[map]
+pub(crate) static FL_PROCESSES: HashMap<u32, u64> = HashMap::with_max_entries(1, 0);
+#[map]
+pub(crate) static FL_PLACES: HashMap<Inode, Place> = HashMap::with_max_entries(1, 0);
+#[map]
+pub(crate) static FL_GLOBS: Array<Glob> = Array::with_max_entries(1, 0);
+#[map]
+pub(crate) static FL_FOUND: Array<Inode> = Array::with_max_entries(1, 0);
+#[map]
+pub(crate) static FL_USERS: HashMap<u32, u64> = HashMap::with_max_entries(1, 0);
+#[map]
+pub(crate) static FL_COMMS: HashMap<Name, u64> = HashMap::with_max_entries(1, 0);
+#[map]
+pub(crate) static FL_FILE_SYSTEMS: HashMap<Name, u64> = HashMap::with_max_entries(1, 0);
+#[map]
+pub(crate) static FL_DEVICES: HashMap<u32, u64> = HashMap::with_max_entries(1, 0);
+#[map]
+pub(crate) static FL_CALLS: Array<u64> = Array::with_max_entries(CALLS, 0);

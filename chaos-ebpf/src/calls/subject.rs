@@ -1,0 +1,208 @@
+//! What a call is about: a file, by its inode and the directories it is beneath. Names a program has passed are never
+//! looked at: what they lead to is, so renames, links, bind mounts and other roots change nothing.
+
+use core::{ffi::c_void, marker::PhantomData, ptr::null};
+
+use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_kernel};
+use chaos_ebpf::{
+    call::{MAX_GLOBS, Setup},
+    glob,
+};
+
+use crate::{
+    kernel::{Addressed, Object, Reach, Typed, identity, setup},
+    maps::{FL_GLOBS, FL_PLACES},
+};
+
+/// What a call is about, and how that is read; null where there is no such thing.
+pub(crate) struct Subject<R> {
+    /// The open file.
+    pub(crate) file: Object,
+    /// Its inode.
+    pub(crate) inode: Object,
+    /// Its place in its file system.
+    pub(crate) dentry: Object,
+    reach: PhantomData<R>,
+}
+
+impl Subject<Typed> {
+    /// Of no file.
+    pub(crate) const NONE: Self = Self { file: null(), inode: null(), dentry: null(), reach: PhantomData };
+}
+
+impl<R: Reach> Subject<R> {
+    /// Of an open file; null for none.
+    #[inline(always)]
+    pub(crate) fn of_file(file: Object) -> Self {
+        if file.is_null() {
+            return Self { file, inode: null(), dentry: null(), reach: PhantomData };
+        }
+        let at = &setup().at;
+        let (inode, dentry) = (R::object(file, at.file_inode), R::object(file, at.file_dentry));
+        Self { file, inode, dentry, reach: PhantomData }
+    }
+
+    /// Of a name in a directory.
+    #[inline(always)]
+    pub(crate) fn of_dentry(dentry: Object) -> Self {
+        let inode = R::object(dentry, setup().at.dentry_inode);
+        Self { file: null(), inode, dentry, reach: PhantomData }
+    }
+
+    /// The super block, by its address; null without a file.
+    #[inline(always)]
+    pub(crate) fn file_system(&self, setup: &Setup) -> Object {
+        let at = &setup.at;
+        if !self.inode.is_null() {
+            return R::long(self.inode, at.inode_sb) as Object;
+        }
+        if self.dentry.is_null() {
+            return null();
+        }
+        // Of what is not there yet, its directory's.
+        let parent = R::object(R::object(self.dentry, at.dentry_parent), at.dentry_inode);
+        if parent.is_null() { parent } else { R::long(parent, at.inode_sb) as Object }
+    }
+}
+
+/// How many directories above a file are looked at.
+const DEPTH: usize = 64;
+
+/// The rules that want this file, or a directory that it is beneath.
+#[inline(always)]
+pub(crate) fn places<R: Reach>(setup: &Setup, subject: &Subject<R>) -> u64 {
+    let Subject { file, inode, dentry, .. } = *subject;
+    if dentry.is_null() {
+        return 0;
+    }
+    if !R::IS_TYPED {
+        return above_address(inode, dentry);
+    }
+    // Before Linux 6.5 what overlayfs opens of its layers says it is where the overlay's file is
+    // (`open_with_fake_path`): its inode is the layer's all the same, and knows its own name there.
+    if !file.is_null() {
+        let named = R::object(dentry, setup.at.dentry_inode);
+        if !named.is_null() && named != inode {
+            let alias = R::long(inode, setup.at.inode_names);
+            let dentry = if alias == 0 { 0 } else { alias - u64::from(setup.at.dentry_alias) };
+            return above_address(inode, dentry as Object);
+        }
+    }
+    above(inode, dentry)
+}
+
+#[inline(never)]
+fn above(inode: Object, dentry: Object) -> u64 {
+    climb::<Typed>(inode, dentry)
+}
+
+#[inline(never)]
+fn above_address(inode: Object, dentry: Object) -> u64 {
+    climb::<Addressed>(inode, dentry)
+}
+
+#[inline(always)]
+fn climb<R: Reach>(mut inode: Object, mut dentry: Object) -> u64 {
+    let setup = setup();
+    let at = &setup.at;
+    let mut rules = 0;
+    let (mut name, mut length) = (0, 0);
+    for _ in 0..DEPTH {
+        if !inode.is_null() && setup.numbers >> (R::long(inode, at.inode_number) & 63) & 1 != 0 {
+            // SAFETY: the owner never deletes an entry while a program can run.
+            if let Some(place) = unsafe { FL_PLACES.get(identity::<R>(inode)) } {
+                rules |= place.rules;
+                if setup.globs != 0 && place.globs != 0 && length != 0 {
+                    rules |= matching(name, length, place.globs);
+                }
+            }
+        }
+        if dentry.is_null() {
+            break;
+        }
+        let parent = R::object(dentry, at.dentry_parent);
+        if parent == dentry || parent.is_null() {
+            break;
+        }
+        name = R::long(dentry, at.dentry_name);
+        length = R::int(dentry, at.dentry_length);
+        inode = R::object(parent, at.dentry_inode);
+        dentry = parent;
+    }
+    rules
+}
+
+/// Most bytes of a name (`NAME_MAX`), and how many of them are read at a time.
+const LONGEST: u32 = 255;
+const CHUNK: u32 = 8;
+
+/// A name on its way through the globs.
+struct Matching {
+    name: u64,
+    length: u32,
+    globs: u64,
+    rules: u64,
+}
+
+/// The rules of those of the globs that a name matches.
+#[inline(never)]
+fn matching(name: u64, length: u32, globs: u64) -> u64 {
+    let mut work = Matching { name, length, globs, rules: 0 };
+    let callback = match_one as unsafe extern "C" fn(u32, *mut Matching) -> i64;
+    // SAFETY: the function takes what it is given, and the work lives until the call is over.
+    unsafe { bpf_loop(MAX_GLOBS as u32, callback as *mut c_void, (&raw mut work).cast(), 0) };
+    work.rules
+}
+
+/// A name on its way through one glob.
+struct Walk {
+    name: u64,
+    length: u32,
+    number: u32,
+    places: u64,
+}
+
+unsafe extern "C" fn match_one(number: u32, work: *mut Matching) -> i64 {
+    // SAFETY: as the caller of `bpf_loop` warrants.
+    let work = unsafe { &mut *work };
+    if work.globs >> (number & 63) == 0 {
+        return 1;
+    }
+    if work.globs >> (number & 63) & 1 == 0 || work.length > LONGEST {
+        return 0;
+    }
+    let mut walk = Walk { name: work.name, length: work.length, number, places: glob::START };
+    let callback = take_some as unsafe extern "C" fn(u32, *mut Walk) -> i64;
+    // SAFETY: as above.
+    unsafe { bpf_loop(LONGEST.div_ceil(CHUNK), callback as *mut c_void, (&raw mut walk).cast(), 0) };
+    if let Some(glob) = FL_GLOBS.get(number)
+        && walk.places & glob.end != 0
+    {
+        work.rules |= glob.rules;
+    }
+    0
+}
+
+/// Takes the next bytes of a name; 1 if there are no more.
+unsafe extern "C" fn take_some(chunk: u32, walk: *mut Walk) -> i64 {
+    // SAFETY: as above.
+    let walk = unsafe { &mut *walk };
+    let start = chunk * CHUNK;
+    if start >= walk.length {
+        return 1;
+    }
+    let Some(glob) = FL_GLOBS.get(walk.number) else { return 1 };
+    let mut bytes = [0_u8; CHUNK as usize];
+    let from = (walk.name + u64::from(start)) as *const c_void;
+    // Names have room for a whole number of words (`struct external_name`, `d_iname`).
+    // SAFETY: the helper checks what it reads, and writes as many bytes as there are.
+    unsafe { bpf_probe_read_kernel(bytes.as_mut_ptr().cast(), CHUNK, from) };
+    let mut places = walk.places;
+    for (place, byte) in (start..).zip(bytes) {
+        if place < walk.length {
+            places = glob.step(places, byte);
+        }
+    }
+    walk.places = places;
+    0
+}

@@ -1,0 +1,542 @@
+//! The programs of faults in system calls: where they are attached, by the first mechanism of the table that works.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::CString,
+    fs, io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+};
+
+use chaos_ebpf::{
+    abi::{self, Control},
+    call::{CALLS, Inode, MAX_CALLS, Offsets, Setup, effect, kind, map, program},
+};
+use syscalls::Sysno;
+
+use super::{
+    Error, Result,
+    btf::KernelTypes,
+    code::Code,
+    counters::{Counters, MapIds},
+    hook::{self, Site, site_of, sites},
+    maps,
+    mechanism::Mechanism,
+    object,
+    probe::perf::Event,
+    sys,
+};
+use crate::{
+    fault::{CallRule, CallTables},
+    spec::{Calls, Op},
+};
+
+/// The name of a program's constants.
+const SETUP: &str = "FL_SETUP";
+
+/// Processes that can belong to the targets at a time.
+const PROCESSES: u32 = 1 << 15;
+
+/// Where the kernel says which security modules are asked.
+const MODULES: &str = "/sys/kernel/security/lsm";
+
+/// What a rule is of: an operation, or a system call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Unit {
+    /// An operation.
+    Op(Op),
+    /// A system call.
+    Call(Sysno),
+}
+
+impl std::fmt::Display for Unit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Op(op) => f.write_str(op.name()),
+            Self::Call(call) => f.write_str(call.name()),
+        }
+    }
+}
+
+/// What a rule is of, each by itself.
+#[must_use]
+pub fn units(rule: &CallRule) -> Vec<Unit> {
+    match &rule.calls {
+        Calls::Ops(ops) => ops.iter().copied().map(Unit::Op).collect(),
+        Calls::Named(calls, _) => calls.iter().copied().map(Unit::Call).collect(),
+    }
+}
+
+/// What could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum CallsError {
+    /// No mechanism for an operation or a system call.
+    #[error("{what} cannot be hit on this kernel: {why}")]
+    NoMechanism {
+        /// Which.
+        what: String,
+        /// Why each of the mechanisms cannot.
+        why: String,
+    },
+    /// The kernel's answer.
+    #[error(transparent)]
+    Kernel(#[from] Error),
+}
+
+/// Finds out what the kernel knows files by.
+#[derive(Debug)]
+pub struct Identifier {
+    code: Code,
+    program: OwnedFd,
+}
+
+impl Identifier {
+    /// Loads the program that asks.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn new() -> Result<Self> {
+        let types = KernelTypes::read()?;
+        let code = Code::new(object::CALLS, &[])?;
+        let setup = Setup { at: offsets(&types)?, ..Setup::default() };
+        let constants = (SETUP, sys::bytes_of(&setup));
+        let program = code.load(program::IDENTIFY, Mechanism::RawTracepoint, "", &types, constants)?;
+        Ok(Self { code, program })
+    }
+
+    /// What the kernel knows an open file by. What `stat` says of files in overlays and in subvolumes is something else.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn inode(&mut self, file: BorrowedFd<'_>) -> Result<Inode> {
+        let number = file.as_raw_fd();
+        let error = || Error::new("look-up", format!("fd {number}"), io::ErrorKind::NotFound.into());
+        if sys::call(self.program.as_fd(), &[u64::from(number.cast_unsigned())])? != 0 {
+            return Err(error());
+        }
+        let found: aya::maps::Array<_, Inode> = maps::typed(self.code.maps_mut(), map::FOUND)?;
+        found.get(&0, 0).map_err(|error| Error::aya("read", map::FOUND, &error))
+    }
+}
+
+/// Who must never be hit.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Exempt {
+    /// The owner's tgid.
+    pub owner_tgid: u32,
+    /// Its program, and the loader of programs it is linked with.
+    pub files: [Inode; 2],
+}
+
+/// A program that is attached, until this is dropped.
+#[derive(Debug)]
+pub struct Attached {
+    /// Where.
+    pub site: Site,
+    /// Why there.
+    pub why: String,
+    /// The kernel's number of the program.
+    pub program: u32,
+    /// The kernel's number of the link, if it is held by one.
+    pub link: Option<u32>,
+    _hold: Hold,
+}
+
+#[derive(Debug)]
+#[expect(dead_code, reason = "it is held, and closed with its owner")]
+enum Hold {
+    Link(OwnedFd),
+    Event(super::probe::perf::Attached),
+}
+
+/// The programs and their maps in the kernel, disarmed until [`CallPrograms::set_control`] says otherwise. All of it goes
+/// when this is dropped.
+#[derive(Debug)]
+pub struct CallPrograms {
+    code: Code,
+    rules: u32,
+    attached: Vec<Attached>,
+}
+
+impl CallPrograms {
+    /// Creates and fills the maps, loads the programs, and attaches them.
+    ///
+    /// # Errors
+    ///
+    /// [`CallsError`]; nothing is attached then.
+    pub fn new(
+        rules: &[CallRule],
+        tables: &CallTables,
+        by: Option<Mechanism>,
+        exempt: Exempt,
+    ) -> std::result::Result<Self, CallsError> {
+        let types = KernelTypes::read()?;
+        let mut code = Code::new(object::CALLS, &sizes(tables))?;
+        fill(&mut code, tables)?;
+        let setup = Setup {
+            owner_tgid: exempt.owner_tgid,
+            exempt: exempt.files,
+            at: offsets(&types)?,
+            ..tables.setup
+        };
+        let mut attached = Vec::new();
+        if setup.processes != 0 {
+            // First of all: those that come to be from here on are not to be missed.
+            for (program, tracepoint) in
+                [(program::FORKED, "sched_process_fork"), (program::GONE, "sched_process_free")]
+            {
+                let site = Site { mechanism: Mechanism::RawTracepoint, function: tracepoint.into(), program };
+                let loaded = load(&code, &site, &setup, &types)?;
+                attached.push(attach(site, "who belongs to a process".into(), &loaded)?);
+            }
+        }
+        let Chosen { loaded, calls } = choose(&code, rules, tables, setup, by, &types)?;
+        maps::set_all(code.maps_mut(), map::CALLS, &calls)?;
+        for (site, Loaded { program, why, .. }) in loaded {
+            attached.push(attach(site, why, &program)?);
+        }
+        Ok(Self { code, rules: tables.rules.len() as u32, attached })
+    }
+
+    /// What is attached, and where.
+    #[must_use]
+    pub fn attached(&self) -> &[Attached] {
+        &self.attached
+    }
+
+    /// Has processes be those that these rules want, with all they begin from now on.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's; `E2BIG` if they are too many.
+    pub fn add_processes(&mut self, processes: &BTreeMap<u32, u64>) -> Result<()> {
+        maps::insert_all(self.code.maps_mut(), abi::map::PROCESSES, processes.clone())
+    }
+
+    /// Writes the rules.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn set_rules(&mut self, rules: &[chaos_ebpf::call::Rule]) -> Result<()> {
+        maps::set_all(self.code.maps_mut(), abi::map::RULES, rules)
+    }
+
+    /// Arms, renews or disarms: one write.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn set_control(&mut self, control: Control) -> Result<()> {
+        maps::set_control(self.code.maps_mut(), control)
+    }
+
+    /// The counts of all rules, over all CPUs.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn counters(&self) -> Result<Counters> {
+        maps::counters(self.code.maps(), self.rules)
+    }
+
+    /// The numbers of the maps by which other processes follow the run.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn map_ids(&self) -> Result<MapIds> {
+        maps::ids(self.code.maps())
+    }
+
+    /// Detaches everything; what was counted can still be read.
+    pub fn detach(&mut self) {
+        self.attached.clear();
+    }
+}
+
+/// A program that is loaded, and not attached yet.
+struct Loaded {
+    setup: Setup,
+    program: OwnedFd,
+    why: String,
+}
+
+/// What is going to be attached.
+struct Chosen {
+    loaded: BTreeMap<Site, Loaded>,
+    /// By system call, for the tracepoint of all of them.
+    calls: Vec<u64>,
+}
+
+/// Why mechanisms are passed over: for everything, or for one thing.
+type Refusals = BTreeMap<(Mechanism, Option<Unit>), String>;
+
+/// Loads what each rule takes, by the first mechanism that works. One that the kernel refuses is left out, and all is looked
+/// at again without it: nothing is attached before everything is loaded.
+fn choose(
+    code: &Code,
+    rules: &[CallRule],
+    tables: &CallTables,
+    setup: Setup,
+    by: Option<Mechanism>,
+    types: &KernelTypes,
+) -> std::result::Result<Chosen, CallsError> {
+    let mut refusals = Refusals::new();
+    if let Some(reason) = modules_refusal() {
+        refusals.insert((Mechanism::Lsm, None), reason);
+    }
+    let mut loaded: BTreeMap<Site, Loaded> = BTreeMap::new();
+    'again: loop {
+        let Wiring { sites, calls } = wire(rules, tables, setup, by, types, &refusals)?;
+        loaded.retain(|site, it| sites.get(site).is_some_and(|wanted| wanted.setup == it.setup));
+        for (site, Wired { setup, units, why }) in sites {
+            if loaded.contains_key(&site) {
+                continue;
+            }
+            match load(code, &site, &setup, types) {
+                Ok(program) => _ = loaded.insert(site, Loaded { setup, program, why }),
+                Err(error) => {
+                    // Who may not do this at all may not do it anywhere.
+                    let everywhere = error.errno() == libc::EPERM;
+                    let units: Vec<_> =
+                        if everywhere { vec![None] } else { units.into_iter().map(Some).collect() };
+                    let reason = error.to_string();
+                    refusals.extend(units.into_iter().map(|unit| ((site.mechanism, unit), reason.clone())));
+                    continue 'again;
+                }
+            }
+        }
+        return Ok(Chosen { loaded, calls });
+    }
+}
+
+/// Why security modules in BPF are not asked, if they are not: they would load and attach all the same.
+fn modules_refusal() -> Option<String> {
+    let active = fs::read_to_string(MODULES).unwrap_or_default();
+    let active = active.trim();
+    (!active.split(',').any(|module| module == "bpf"))
+        .then(|| format!("bpf is not among the active security modules ({active})"))
+}
+
+/// What goes to a site.
+struct Wired {
+    setup: Setup,
+    units: BTreeSet<Unit>,
+    why: String,
+}
+
+struct Wiring {
+    sites: BTreeMap<Site, Wired>,
+    calls: Vec<u64>,
+}
+
+/// What goes where, by the first mechanism of each unit that is not refused.
+fn wire(
+    rules: &[CallRule],
+    tables: &CallTables,
+    setup: Setup,
+    by: Option<Mechanism>,
+    types: &KernelTypes,
+    refusals: &Refusals,
+) -> std::result::Result<Wiring, CallsError> {
+    let mut wiring = Wiring { sites: BTreeMap::new(), calls: vec![0; CALLS as usize] };
+    for (index, rule) in rules.iter().enumerate() {
+        let bit = 1_u64 << index;
+        for unit in units(rule) {
+            let mut passed_over = Vec::new();
+            let all = hook::mechanisms(rule.effect()).iter().copied();
+            let found = all.filter(|it| by.is_none_or(|by| by == *it)).find_map(|mechanism| {
+                let reason = [None, Some(unit)].into_iter().find_map(|unit| refusals.get(&(mechanism, unit)));
+                let found = places(unit, mechanism, types);
+                match reason {
+                    Some(reason) => passed_over.push(format!("{mechanism}: {reason}")),
+                    None if found.is_empty() => passed_over.push(format!("{mechanism} has no hook for it")),
+                    None => return Some(found),
+                }
+                None
+            });
+            let Some(found) = found else {
+                let none = || by.map_or_else(String::new, |by| format!("{by} is not for this"));
+                let why = if passed_over.is_empty() { none() } else { passed_over.join("; ") };
+                return Err(CallsError::NoMechanism { what: unit.to_string(), why });
+            };
+            let why =
+                if passed_over.is_empty() { "the first choice".to_owned() } else { passed_over.join("; ") };
+            let row = tables.rules.get(index).map_or(0, |row| row.effects);
+            for Placed { site, kind, shape } in found {
+                if site.program == program::ANY_CALL {
+                    let calls = match unit {
+                        Unit::Op(op) => hook::calls_of(op).to_vec(),
+                        Unit::Call(call) => vec![call],
+                    };
+                    for call in calls {
+                        if let Some(rules) = wiring.calls.get_mut(call.id() as usize) {
+                            *rules |= bit;
+                        }
+                    }
+                }
+                let fresh =
+                    || Wired { setup: Setup { ..shape(setup) }, units: BTreeSet::new(), why: why.clone() };
+                let wired = wiring.sites.entry(site).or_insert_with(fresh);
+                wired.setup.rules[kind] |= bit;
+                // Only a write can be told to make a file longer; all else that grows does so always.
+                let growth = if unit == Unit::Op(Op::Write) { 0 } else { effect::GROWTH };
+                wired.setup.effects |= row & !growth;
+                wired.units.insert(unit);
+            }
+        }
+    }
+    Ok(wiring)
+}
+
+/// A place for a unit: its site, what it is asked for there, and what else the program must know.
+struct Placed {
+    site: Site,
+    kind: usize,
+    shape: Box<dyn Fn(Setup) -> Setup>,
+}
+
+fn places(unit: Unit, mechanism: Mechanism, types: &KernelTypes) -> Vec<Placed> {
+    match unit {
+        Unit::Op(op) => {
+            let all = sites(op, mechanism, types).into_iter();
+            all.map(|(site, hook)| {
+                let (within, other_calls) = hook.map(hook::Hook::calls).unwrap_or_default();
+                let shape = move |mut setup: Setup| {
+                    setup.call_count = within.len().min(MAX_CALLS) as u32;
+                    setup.other_calls = other_calls;
+                    setup.calls.iter_mut().zip(&within).for_each(|(to, from)| *to = *from);
+                    Setup { by_fd: 1, ..setup }
+                };
+                Placed { site, kind: hook.map_or(kind::READ, |hook| hook.kind), shape: Box::new(shape) }
+            })
+            .collect()
+        }
+        Unit::Call(call) => {
+            let by_fd = hook::takes_fd(call) || mechanism == Mechanism::RawTracepoint;
+            let shape = move |setup| Setup { by_fd: by_fd.into(), ..setup };
+            let site = site_of(call, mechanism, types);
+            site.map(|site| Placed { site, kind: kind::READ, shape: Box::new(shape) }).into_iter().collect()
+        }
+    }
+}
+
+/// Which mechanism each operation and system call of these rules would be hit by, as far as the kernel's types and this
+/// list of what it has say; and what stands against it where none is left.
+#[must_use]
+pub fn preview(
+    rules: &[CallRule],
+    by: Option<Mechanism>,
+    has: impl Fn(Mechanism) -> bool,
+    types: &KernelTypes,
+) -> Vec<(Unit, Option<(Mechanism, Vec<String>)>)> {
+    let all = rules.iter().flat_map(|rule| units(rule).into_iter().map(|unit| (rule.effect(), unit)));
+    let choose = |(effect, unit)| {
+        let candidates = hook::mechanisms(effect).iter().copied();
+        let mut candidates = candidates.filter(|it| has(*it) && by.is_none_or(|by| by == *it));
+        let found = candidates.find_map(|mechanism| {
+            let functions: Vec<_> =
+                places(unit, mechanism, types).into_iter().map(|it| it.site.function).collect();
+            (!functions.is_empty()).then_some((mechanism, functions))
+        });
+        (unit, found)
+    };
+    all.map(choose).collect()
+}
+
+fn load(code: &Code, site: &Site, setup: &Setup, types: &KernelTypes) -> Result<OwnedFd> {
+    code.load(site.program, site.mechanism, &site.function, types, (SETUP, sys::bytes_of(setup)))
+}
+
+fn attach(site: Site, why: String, program: &OwnedFd) -> Result<Attached> {
+    let info = sys::program_info(program.as_fd())?;
+    let (hold, link) = match site.mechanism {
+        Mechanism::KprobeOverride => {
+            let function = CString::new(site.function.as_str()).unwrap_or_default();
+            let event = Event::function(&function)?.attach(program)?;
+            let link = event.link.as_ref().map(|link| sys::link_info(link.as_fd())).transpose()?;
+            (Hold::Event(event), link.map(|link| link.id))
+        }
+        mechanism => {
+            let name = (mechanism == Mechanism::RawTracepoint).then_some(site.function.as_str());
+            let link = sys::raw_tracepoint(program.as_fd(), name)?;
+            let id = sys::link_info(link.as_fd())?.id;
+            (Hold::Link(link), Some(id))
+        }
+    };
+    Ok(Attached { site, why, program: info.id, link, _hold: hold })
+}
+
+fn fill(code: &mut Code, tables: &CallTables) -> Result<()> {
+    let to = code.maps_mut();
+    maps::set_all(to, abi::map::RULES, &tables.rules)?;
+    maps::set_all(to, abi::map::DEVIATIONS, &tables.deviations.entries)?;
+    maps::insert_all(to, abi::map::CGROUPS, tables.cgroups.clone())?;
+    maps::insert_all(to, map::PLACES, tables.places.iter().copied())?;
+    maps::set_all(to, map::GLOBS, &tables.globs)?;
+    maps::insert_all(to, map::USERS, tables.users.clone())?;
+    maps::insert_all(to, map::NAMES, tables.names.clone())?;
+    maps::insert_all(to, map::FILE_SYSTEMS, tables.file_systems.clone())?;
+    maps::insert_all(to, map::DEVICES, tables.devices.clone())
+}
+
+/// How many entries the maps need whose size depends on the run; the kernel refuses none at all.
+fn sizes(tables: &CallTables) -> Vec<(&'static str, u32)> {
+    let processes = if tables.processes.is_empty() { 1 } else { PROCESSES };
+    let sizes = [
+        (abi::map::DEVIATIONS, tables.deviations.entries.len()),
+        (abi::map::CGROUPS, tables.cgroups.len()),
+        (abi::map::PROCESSES, processes as usize),
+        (map::PLACES, tables.places.len()),
+        (map::GLOBS, tables.globs.len()),
+        (map::USERS, tables.users.len()),
+        (map::NAMES, tables.names.len()),
+        (map::FILE_SYSTEMS, tables.file_systems.len()),
+        (map::DEVICES, tables.devices.len()),
+    ];
+    sizes.into_iter().map(|(name, entries)| (name, entries.max(1) as u32)).collect()
+}
+
+fn offsets(types: &KernelTypes) -> Result<Offsets> {
+    let path = types.offset("file", "f_path")?;
+    let name = types.offset("dentry", "d_name")?;
+    let of = |structure, field| types.offset(structure, field);
+    Ok(Offsets {
+        task_tgid: of("task_struct", "tgid")?,
+        task_pid: of("task_struct", "pid")?,
+        task_flags: of("task_struct", "flags")?,
+        task_mm: of("task_struct", "mm")?,
+        task_cred: of("task_struct", "cred")?,
+        task_real_cred: of("task_struct", "real_cred")?,
+        task_comm: of("task_struct", "comm")?,
+        task_files: of("task_struct", "files")?,
+        mm_exe_file: of("mm_struct", "exe_file")?,
+        cred_euid: of("cred", "euid")?,
+        files_fdt: of("files_struct", "fdt")?,
+        fdt_fd: of("fdtable", "fd")?,
+        fdt_max_fds: of("fdtable", "max_fds")?,
+        file_inode: of("file", "f_inode")?,
+        file_dentry: path + of("path", "dentry")?,
+        file_flags: of("file", "f_flags")?,
+        file_pos: of("file", "f_pos")?,
+        path_dentry: of("path", "dentry")?,
+        dentry_parent: of("dentry", "d_parent")?,
+        dentry_inode: of("dentry", "d_inode")?,
+        dentry_name: name + of("qstr", "name")?,
+        dentry_length: name + of("qstr", "len")?,
+        dentry_alias: of("dentry", "d_u")?,
+        inode_sb: of("inode", "i_sb")?,
+        inode_number: of("inode", "i_ino")?,
+        inode_generation: of("inode", "i_generation")?,
+        inode_mode: of("inode", "i_mode")?,
+        inode_size: of("inode", "i_size")?,
+        inode_names: of("inode", "i_dentry")?,
+        sb_dev: of("super_block", "s_dev")?,
+        sb_type: of("super_block", "s_type")?,
+        type_name: of("file_system_type", "name")?,
+        exec_file: of("linux_binprm", "file")?,
+        pad: 0,
+    })
+}

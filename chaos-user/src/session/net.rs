@@ -1,0 +1,329 @@
+//! A run that acts on packets and connections.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::Duration,
+};
+
+use chaos_ebpf::abi::{Control, DIRECTIONS, Direction};
+use ipnet::IpNet;
+
+use super::{
+    Entry, Facts, HookRecord, RuleRecord, Run, RunReport, SessionError, journal::Journal, report::report,
+};
+use crate::{
+    fault::{Rule, Tables},
+    kernel::{
+        self,
+        attach::Attachment,
+        change, clock,
+        counters::{Counters, MapIds},
+        detour::{Detour, Queue},
+        probe,
+        prod::Prod,
+        programs::{self, Environment, Programs},
+    },
+    target::{Device, Protected, Target},
+};
+
+/// What is going to be done; nothing in it needs to be looked up or checked again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// The interface; none where no packets are hit.
+    pub device: Option<Device>,
+    /// Whose packets; without any, everybody's.
+    pub targets: Vec<Target>,
+    /// The rules, at most [`MAX_RULES`](chaos_ebpf::abi::MAX_RULES).
+    pub rules: Vec<Rule>,
+    /// Seed of the random numbers.
+    pub seed: u64,
+    /// How long; until interrupted if it does not say.
+    pub duration: Option<Duration>,
+    /// How many packets may wait in each direction.
+    pub limit: u32,
+    /// Whether the interface's own segmentation is switched off.
+    pub exact: bool,
+    /// What is left alone whatever the rules say.
+    pub protected: Protected,
+}
+
+impl Plan {
+    /// The targets that rules of a kind are aimed at.
+    pub(super) fn named_by(&self, kind: impl Fn(&Rule) -> bool) -> impl Iterator<Item = &Target> {
+        let wanted: Vec<_> = self.rules.iter().filter(|rule| kind(rule)).map(|rule| &rule.matches).collect();
+        self.targets.iter().filter(move |target| match target {
+            Target::Cgroup(cgroup) => wanted.iter().flat_map(|it| &it.cgroups).any(|it| it.id == cgroup.id),
+            Target::Process(tree) => wanted.iter().any(|it| it.processes.contains(&tree.pid)),
+        })
+    }
+
+    /// Where it acts, for people.
+    #[must_use]
+    pub fn place(&self) -> &str {
+        self.device.as_ref().map_or(NO_DEVICE, |device| &device.name)
+    }
+}
+
+/// Their cgroups' folders, each once and without those below others: a program runs once for each that it is attached to.
+fn outermost<'a>(targets: impl Iterator<Item = &'a Target>) -> Vec<&'a Path> {
+    let all: BTreeSet<&Path> = targets.map(Target::folder).collect();
+    let is_below = |folder: &Path| all.iter().any(|other| *other != folder && folder.starts_with(other));
+    all.iter().copied().filter(|folder| !is_below(folder)).collect()
+}
+
+/// What stands where an interface's name would, for a run that has none.
+pub const NO_DEVICE: &str = "connect()";
+
+/// All that it has in the kernel.
+#[derive(Debug)]
+pub(super) struct NetRun {
+    plan: Plan,
+    tables: Tables,
+    programs: Programs,
+    attachments: Vec<Attachment>,
+    detours: Vec<Detour>,
+    prod: Option<Prod>,
+    /// How many addresses more names have come to stand for.
+    learnt: usize,
+}
+
+impl NetRun {
+    /// What is said of a plan before anything is done.
+    pub(super) fn facts(plan: &Plan) -> Facts {
+        Facts {
+            place: plan.place().to_owned(),
+            device: plan.device.as_ref().map(|device| device.name.clone()),
+            ifindex: plan.device.as_ref().map_or(0, |device| device.ifindex),
+            rules: plan.rules.iter().map(rule_record).collect(),
+            seed: plan.seed,
+            duration: plan.duration,
+            protected: plan.protected.to_string(),
+            spares_a_session: plan.protected.session.is_some(),
+        }
+    }
+
+    /// Loads and attaches, disarmed.
+    pub(super) fn attach(plan: Plan, journal: &mut Journal) -> Result<Self, SessionError> {
+        let tables = Tables::new(&plan.rules, plan.seed);
+        let mut detours = Vec::new();
+        let (mut near, mut far) = ([0; DIRECTIONS], [0; DIRECTIONS]);
+        let directions: Vec<_> =
+            [Direction::In, Direction::Out].into_iter().filter(|way| tables.acts(*way)).collect();
+        for direction in &directions {
+            if let Some(detour) = detour(&plan, *direction, journal.id())? {
+                (near[*direction as usize], far[*direction as usize]) = (detour.near, detour.far);
+                detours.push((*direction, detour));
+            }
+        }
+        let (protect, session) = plan.protected.given();
+        let ifindex = plan.device.as_ref().map_or(0, |device| device.ifindex);
+        let environment = Environment {
+            protect,
+            session,
+            owner_tgid: probe::own_tgid(),
+            ethernet: plan.device.as_ref().is_some_and(|device| device.ethernet),
+            ifindex,
+            place: place(journal.netns(), ifindex),
+            near,
+            far,
+            generation: clock::exact(),
+        };
+        let mut programs = Programs::load(&tables, plan.seed, environment)?;
+        for (direction, detour) in &mut detours {
+            detour.attach(&mut programs, *direction)?;
+        }
+        let mut attachments = Vec::new();
+        if let Some(device) = &plan.device {
+            for direction in directions {
+                let rules = plan.rules.iter().filter(|rule| rule.direction == direction);
+                let faults: Vec<_> = rules.flat_map(Rule::faults).collect();
+                attachments.push(Attachment::new(&mut programs, device, &faults, direction, journal)?);
+            }
+            if plan.exact {
+                change::features_off(device.ifindex, journal)?;
+            }
+        }
+        for folder in outermost(plan.named_by(|rule| rule.direction == Direction::Connect)) {
+            attachments.extend(Attachment::to_cgroup(&mut programs, folder)?);
+        }
+        let trees = || plan.targets.iter().filter(|target| matches!(target, Target::Process(_)));
+        // New sockets first: those that are made meanwhile are not to be missed.
+        for folder in outermost(trees()) {
+            attachments.push(Attachment::of_sockets(&mut programs, folder)?);
+        }
+        // Whoever is of several has the rules of all.
+        let mut wanted: BTreeMap<u32, u64> = BTreeMap::new();
+        for target in trees() {
+            let Target::Process(tree) = target else { continue };
+            let rules = tables.processes.get(&tree.pid).copied().unwrap_or(0);
+            for process in target.processes()? {
+                *wanted.entry(process).or_default() |= rules;
+            }
+        }
+        for (process, rules) in wanted {
+            kernel::sockets::each(process, |socket| programs.mark(socket, rules))?;
+        }
+        let detours = detours.into_iter().map(|(_, detour)| detour).collect();
+        let prod = plan.rules.iter().any(Rule::resets).then(Prod::open).transpose()?;
+        Ok(Self { plan, tables, programs, attachments, detours, prod, learnt: 0 })
+    }
+}
+
+impl Run for NetRun {
+    fn hooks(&self) -> Vec<HookRecord> {
+        self.attachments.iter().map(hook_record).collect()
+    }
+
+    fn map_ids(&self) -> kernel::Result<MapIds> {
+        self.programs.map_ids()
+    }
+
+    fn more_entries(&mut self) -> kernel::Result<Vec<Entry>> {
+        let used = self.tables.profile.each_ref().map(Option::is_some);
+        if !used.contains(&true) {
+            return Ok(Vec::new());
+        }
+        let ids = self.programs.profile_ids(used)?;
+        Ok(vec![Entry::Profile { ids, limit: self.plan.limit }])
+    }
+
+    fn holds_itself(&self) -> bool {
+        self.detours.is_empty() && self.prod.is_none()
+    }
+
+    fn expire(&mut self, tick: u64) -> kernel::Result<()> {
+        for rule in &mut self.tables.rules {
+            rule.expires_at = tick;
+        }
+        self.programs.set_rules(&self.tables.rules)
+    }
+
+    fn set_control(&mut self, control: Control) -> kernel::Result<()> {
+        self.programs.set_control(control)
+    }
+
+    fn targets(&self) -> &[Target] {
+        &self.plan.targets
+    }
+
+    /// Those of cgroups go with these, which is looked at elsewhere.
+    fn is_gone(&self) -> kernel::Result<bool> {
+        for attachment in self.attachments.iter().filter(|it| it.direction != Direction::Connect) {
+            if !attachment.alive()? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn is_ramped(&self) -> bool {
+        self.plan.rules.iter().any(|rule| !rule.impairments.ramps.is_empty())
+    }
+
+    fn ramp(&mut self, elapsed: Duration) -> kernel::Result<()> {
+        self.tables.ramp(&self.plan.rules, elapsed, self.plan.seed);
+        self.programs.set_rules(&self.tables.rules)
+    }
+
+    /// Takes note of what a name stands for now. What it stood for before stays: many answer with a few of their
+    /// addresses at a time, and connections to those before go on.
+    fn learn(&mut self, name: &str, addresses: &[IpNet]) -> kernel::Result<()> {
+        let Self { plan, tables, programs, learnt, .. } = self;
+        if *learnt + addresses.len() > programs::NAMES_ROOM as usize {
+            return Ok(());
+        }
+        let new = plan.rules.iter_mut().map(|rule| rule.learn(name, addresses)).max().unwrap_or(0);
+        if new == 0 {
+            return Ok(());
+        }
+        *learnt += new;
+        let known = Tables::new(&plan.rules, plan.seed);
+        (tables.v4, tables.v6) = (known.v4, known.v6);
+        programs.set_addresses(tables)
+    }
+
+    fn forget_the_dead(&mut self) -> kernel::Result<()> {
+        let Self { plan, tables, programs, .. } = self;
+        for target in plan.targets.iter().filter(|target| !target.exists()) {
+            if let Target::Process(tree) = target
+                && tables.processes.remove(&tree.pid).is_some()
+            {
+                programs.forget_process(tree.pid)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has connections that are silent say something, so that they can be reset.
+    fn prod(&self) -> Result<(), SessionError> {
+        let Self { plan, prod: Some(prod), .. } = self else { return Ok(()) };
+        for flow in plan.open_to_reset()? {
+            prod.provoke(flow.local, flow.remote)?;
+        }
+        Ok(())
+    }
+
+    fn counters(&self) -> kernel::Result<Counters> {
+        self.programs.counters()
+    }
+
+    fn report(&self, counters: &Counters) -> RunReport {
+        report(&self.plan.rules, counters)
+    }
+
+    /// What waits still comes, by the way back and past the programs, which are disarmed.
+    fn detach(&mut self) -> u64 {
+        let queues: kernel::Result<Vec<_>> = self.detours.iter().map(|detour| detour.drain(DRAIN)).collect();
+        self.attachments.clear();
+        self.detours.clear();
+        // Of an interface that is gone the detours are as well, if its network namespace is.
+        queues.unwrap_or_default().iter().map(|queue| queue.lost + u64::from(queue.waiting)).sum()
+    }
+}
+
+/// An even number of this interface's and, but for one chance in two billion, no other's on the machine, with which
+/// packets are marked.
+fn place(netns: u64, ifindex: u32) -> u32 {
+    // Namespaces' numbers are next to each other, as interfaces' are: they must not add up to the same.
+    ((netns as u32).wrapping_mul(0x9e37_79b1) ^ ifindex << 1) & !1
+}
+
+/// The way round of the packets that go this way, if any need one.
+fn detour(plan: &Plan, direction: Direction, id: &str) -> Result<Option<Detour>, SessionError> {
+    let rules: Vec<_> = plan.rules.iter().filter(|rule| rule.direction == direction).collect();
+    if !rules.iter().any(|rule| rule.needs_detour()) {
+        return Ok(None);
+    }
+    let waits = rules.iter().any(|rule| rule.impairments.waits());
+    let queue = waits.then_some(Queue { limit: plan.limit, horizon: HORIZON });
+    let checksums = !rules.iter().any(|rule| rule.impairments.breaks_checksums());
+    let name = format!("fl-{id}-{}", direction.name());
+    match Detour::new(&name, queue, checksums) {
+        Err(error) if error.call == "netlink(RTM_NEWQDISC)" && error.errno() == libc::ENOENT => {
+            Err(SessionError::NoQueue(error))
+        }
+        made => Ok(Some(made?)),
+    }
+}
+
+/// What fq lets wait: several delays in a row, and what waits before a wire.
+const HORIZON: Duration = Duration::from_secs(600);
+
+/// How long what waits is given to come out when a fault ends.
+const DRAIN: Duration = Duration::from_secs(1);
+
+fn rule_record(rule: &Rule) -> RuleRecord {
+    RuleRecord { fault: rule.label.clone(), direction: rule.direction, asked: rule.impairments.chance() }
+}
+
+fn hook_record(attachment: &Attachment) -> HookRecord {
+    HookRecord {
+        direction: attachment.direction,
+        hook: attachment.mechanism,
+        function: None,
+        why: attachment.why.clone(),
+        program_id: attachment.program,
+        link_id: attachment.link(),
+    }
+}

@@ -1,0 +1,119 @@
+//! Every program of faults in system calls is one the verifier takes, for every operation by every mechanism there is.
+
+use chaos_ebpf::{abi::Window, call::Inode};
+use chaos_user::{
+    fault::{CallRule, CallTables, CgroupId, Wanted},
+    kernel::{
+        btf::KernelTypes,
+        calls::{CallPrograms, Exempt, Identifier},
+        hook::{self, Effect},
+        mechanism::Mechanism,
+        probe,
+    },
+    spec::{Action, CallFault, CallMatch, Calls, Family, Op, Percent, parse_calls},
+};
+use nix::errno::Errno;
+
+use crate::{
+    ensure,
+    error::{Context, Failure, Result},
+    harness::{Need, Test},
+};
+
+/// The tests of this file.
+pub(crate) const TESTS: &[Test] = &[
+    Test::new("calls_load::everything", everything).needs(&[Need::Root, Need::Btf]).timeout(240),
+    Test::new("calls_load::files_are_known", files_are_known).needs(&[Need::Root, Need::Btf]),
+];
+
+/// A run with this fault that asks for everything there is to ask for, or for as little as can be.
+fn shape(action: &Action, calls: &Calls, all: bool) -> Vec<CallRule> {
+    let fault = CallFault {
+        family: Family::Io,
+        action: action.clone(),
+        calls: calls.clone(),
+        matches: CallMatch::default(),
+        percent: Percent::ALL,
+        window: Window::ALL,
+    };
+    let file = Inode { number: 5, generation: 6, device: 7 };
+    let everything = Wanted {
+        cgroups: vec![CgroupId { id: u64::MAX, level: 2 }],
+        processes: vec![u32::MAX],
+        places: vec![(file, None), (file, Some("*.[a-z]b?".into()))],
+        users: vec![u32::MAX],
+        names: vec![[1, 2]],
+        file_systems: vec![[3, 4]],
+        devices: vec![u32::MAX],
+        flags: 1,
+    };
+    let least = Wanted { processes: vec![u32::MAX], ..Wanted::default() };
+    vec![CallRule::new(&fault, if all { everything } else { least })]
+}
+
+fn everything() -> Result {
+    let kernel = probe::run();
+    let types = KernelTypes::read().context("the kernel's types")?;
+    let delay = Action::delay(&["1ms".into(), "100us".into(), "distribution".into(), "normal".into()])
+        .map_err(|error| Failure::new(error.to_string()))?;
+    let corrupt = Action::corrupt(&[]).map_err(|error| Failure::new(error.to_string()))?;
+    let actions = [
+        (Effect::Fail, Action::Error(Errno::EIO)),
+        (Effect::Fail, Action::Full(Errno::ENOSPC)),
+        (Effect::Wait, delay),
+        (Effect::Spoil, corrupt),
+    ];
+    let all = [&Op::OF_FILES[..], &Op::OF_SOCKETS, &Op::OF_MEMORY, &[Op::Fd, Op::Fork]].concat();
+    // One for each program, for which the verifier takes seconds in a guest if it has everything in it.
+    let some =
+        [Op::Read, Op::Create, Op::Rename, Op::Link, Op::Stat, Op::Readlink, Op::Exec, Op::Fsync, Op::Bind];
+    let named = parse_calls("fsync,openat,getpid,futex").map_err(|error| Failure::new(error.to_string()))?;
+    let mut tried = 0;
+    for (effect, action) in actions {
+        for mechanism in hook::mechanisms(effect).iter().copied().filter(|it| kernel.has(*it)) {
+            if effect == Effect::Spoil && !kernel.has(Mechanism::ProbeWriteUser) {
+                continue;
+            }
+            let can = |op: &Op| !hook::sites(*op, mechanism, &types).is_empty();
+            let ops: Vec<_> = all.iter().copied().filter(can).collect();
+            let named: Vec<_> = named
+                .iter()
+                .copied()
+                .filter(|call| hook::site_of(*call, mechanism, &types).is_some())
+                .collect();
+            let mut kinds = vec![Calls::Ops(ops)];
+            if !named.is_empty() {
+                kinds.push(Calls::Named(named, Default::default()));
+            }
+            for calls in kinds.into_iter().filter(|calls| *calls != Calls::Ops(Vec::new())) {
+                let few = match &calls {
+                    Calls::Ops(ops) => Calls::Ops(some.into_iter().filter(|op| ops.contains(op)).collect()),
+                    named => named.clone(),
+                };
+                for rules in [(few, true), (calls, false)].map(|(calls, all)| shape(&action, &calls, all)) {
+                    let tables =
+                        CallTables::new(&rules, 1).map_err(|error| Failure::new(error.to_string()))?;
+                    let loaded = CallPrograms::new(&rules, &tables, Some(mechanism), Exempt::default());
+                    let programs = loaded
+                        .map_err(|error| Failure::new(format!("{mechanism}, {}: {error}", rules[0].label)))?;
+                    tried += programs.attached().len();
+                }
+            }
+        }
+    }
+    println!("{tried} programs");
+    ensure!(tried > 0, "nothing was tried");
+    Ok(())
+}
+
+/// What the kernel knows files by tells them apart, and is the same however they are reached.
+fn files_are_known() -> Result {
+    use std::os::fd::AsFd;
+    let open = |path: &str| std::fs::File::open(path).context("open");
+    let mut kernel = Identifier::new().context("identifier")?;
+    let mut known = |path: &str| kernel.inode(open(path)?.as_fd()).context("inode");
+    let (exe, again, proc) = (known("/proc/self/exe")?, known("/proc/self/exe")?, known("/proc")?);
+    ensure!(exe == again && exe.number != 0, "{exe:?} and {again:?}");
+    ensure!(proc != exe, "{proc:?}");
+    Ok(())
+}
