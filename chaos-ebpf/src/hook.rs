@@ -1,6 +1,6 @@
 //! What every network hook does with a packet, written once.
 
-use core::{arch::asm, ffi::c_void, hint::black_box};
+use core::{ffi::c_void, hint::black_box};
 
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_loop};
 use chaos_ebpf::{
@@ -572,7 +572,7 @@ unsafe fn compare_and_swap(number: *mut u64, old: u64, new: u64) -> u64 {
     let before: u64;
     // SAFETY: as the caller warrants; the instruction touches nothing else.
     unsafe {
-        asm!(
+        core::arch::asm!(
             "r0 = cmpxchg_64({number} + 0, r0, {new})",
             inlateout("r0") old => before,
             number = in(reg) number,

@@ -70,7 +70,7 @@ fn everything() -> Result {
     let named = parse_calls("fsync,openat,getpid,futex").map_err(|error| Failure::new(error.to_string()))?;
     let mut tried = 0;
     for (effect, action) in actions {
-        for mechanism in hook::mechanisms(effect).iter().copied().filter(|it| kernel.has(*it)) {
+        for mechanism in hook::mechanisms(effect).filter(|it| kernel.has(*it)) {
             if effect == Effect::Spoil && !kernel.has(Mechanism::ProbeWriteUser) {
                 continue;
             }

@@ -16,8 +16,7 @@ struct Work {
     to: u64,
     bytes: u64,
     random: u64,
-    effects: u32,
-    pad: u32,
+    effects: u64,
 }
 
 /// Makes a part wrong of what lies in one buffer.
@@ -34,7 +33,7 @@ pub(crate) fn corrupt(fate: &Fate, buffer: u64, length: u64) {
 fn spoil(rule: &Rule, random: u64, buffer: u64, length: u64) -> u64 {
     // The lower half has been used for the chance.
     let (start, bytes) = part(length, rule.bytes, rule.offset, nth(random, 0));
-    let mut work = Work { to: buffer + start, bytes, random, effects: rule.effects, pad: 0 };
+    let mut work = Work { to: buffer + start, bytes, random, effects: rule.effects.into() };
     let callback = change as unsafe extern "C" fn(u32, *mut Work) -> i64;
     let turns = chaos_ebpf::call::MOST_BYTES;
     // SAFETY: the function takes what it is given, which lives until the call is over.
@@ -53,13 +52,13 @@ unsafe extern "C" fn change(turn: u32, work: *mut Work) -> i64 {
     let to = work.to + done;
     let left = work.bytes - done;
     let mut bytes = 0_u64;
-    if work.effects & effect::ZERO == 0 {
+    if work.effects & u64::from(effect::ZERO) == 0 {
         // SAFETY: the helper checks what it reads, and writes no more than there is room for.
         unsafe { bpf_probe_read_user((&raw mut bytes).cast(), CHUNK as u32, to as *const c_void) };
         let draw = nth(work.random, u64::from(turn) + 1);
         // One bit of each byte, or all of them by chance; in either case no byte stays as it was.
         let one = 0x0101_0101_0101_0101;
-        bytes ^= if work.effects & effect::FLIP != 0 { one << (draw & 7) } else { draw | one };
+        bytes ^= if work.effects & u64::from(effect::FLIP) != 0 { one << (draw & 7) } else { draw | one };
     }
     if left >= CHUNK {
         write(to, &bytes, CHUNK as u32);

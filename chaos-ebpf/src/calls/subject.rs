@@ -3,7 +3,7 @@
 
 use core::{ffi::c_void, marker::PhantomData, ptr::null};
 
-use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_kernel};
+use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_loop, bpf_probe_read_kernel};
 use chaos_ebpf::{
     call::{MAX_GLOBS, Setup},
     glob,
@@ -66,7 +66,7 @@ impl<R: Reach> Subject<R> {
 }
 
 /// How many directories above a file are looked at.
-const DEPTH: usize = 64;
+const DEPTH: u32 = 256;
 
 /// The rules that want this file, or a directory that it is beneath.
 #[inline(always)]
@@ -93,43 +93,64 @@ pub(crate) fn places<R: Reach>(setup: &Setup, subject: &Subject<R>) -> u64 {
 
 #[inline(never)]
 fn above(inode: Object, dentry: Object) -> u64 {
-    climb::<Typed>(inode, dentry)
+    climb(inode, dentry, step::<Typed>)
 }
 
 #[inline(never)]
 fn above_address(inode: Object, dentry: Object) -> u64 {
-    climb::<Addressed>(inode, dentry)
+    climb(inode, dentry, step::<Addressed>)
+}
+
+/// A file, and then one directory after the other that it is in.
+struct Climb {
+    inode: Object,
+    dentry: Object,
+    rules: u64,
+    /// The name that led here, and its length; 0 at the file itself.
+    name: u64,
+    length: u64,
 }
 
 #[inline(always)]
-fn climb<R: Reach>(mut inode: Object, mut dentry: Object) -> u64 {
+fn climb(inode: Object, dentry: Object, step: unsafe extern "C" fn(u32, *mut Climb) -> i64) -> u64 {
+    // Before Linux 6.7 the verifier takes what it knows of the first turn for what is so in all of them, and removes what
+    // would then never run: it must not know that this is 0.
+    // SAFETY: takes nothing, returns a number.
+    let length = unsafe { bpf_jiffies64() } >> 63;
+    let mut climb = Climb { inode, dentry, rules: 0, name: 0, length };
+    // SAFETY: the function takes what it is given, and that lives until the call is over.
+    unsafe { bpf_loop(DEPTH, step as *mut c_void, (&raw mut climb).cast(), 0) };
+    climb.rules
+}
+
+/// Looks at one of them; 1 if it was the last.
+unsafe extern "C" fn step<R: Reach>(_depth: u32, climb: *mut Climb) -> i64 {
+    // SAFETY: as the caller of `bpf_loop` warrants.
+    let climb = unsafe { &mut *climb };
     let setup = setup();
     let at = &setup.at;
-    let mut rules = 0;
-    let (mut name, mut length) = (0, 0);
-    for _ in 0..DEPTH {
-        if !inode.is_null() && setup.numbers >> (R::long(inode, at.inode_number) & 63) & 1 != 0 {
-            // SAFETY: the owner never deletes an entry while a program can run.
-            if let Some(place) = unsafe { FL_PLACES.get(identity::<R>(inode)) } {
-                rules |= place.rules;
-                if setup.globs != 0 && place.globs != 0 && length != 0 {
-                    rules |= matching(name, length, place.globs);
-                }
+    let (inode, dentry) = (climb.inode, climb.dentry);
+    if !inode.is_null() && setup.numbers >> (R::long(inode, at.inode_number) & 63) & 1 != 0 {
+        // SAFETY: the owner never deletes an entry while a program can run.
+        if let Some(place) = unsafe { FL_PLACES.get(identity::<R>(inode)) } {
+            climb.rules |= place.rules;
+            if setup.globs != 0 && place.globs != 0 && climb.length != 0 {
+                climb.rules |= matching(climb.name, climb.length as u32, place.globs);
             }
         }
-        if dentry.is_null() {
-            break;
-        }
-        let parent = R::object(dentry, at.dentry_parent);
-        if parent == dentry || parent.is_null() {
-            break;
-        }
-        name = R::long(dentry, at.dentry_name);
-        length = R::int(dentry, at.dentry_length);
-        inode = R::object(parent, at.dentry_inode);
-        dentry = parent;
     }
-    rules
+    if dentry.is_null() {
+        return 1;
+    }
+    let parent = R::object(dentry, at.dentry_parent);
+    if parent == dentry || parent.is_null() {
+        return 1;
+    }
+    climb.name = R::long(dentry, at.dentry_name);
+    climb.length = R::int(dentry, at.dentry_length).into();
+    climb.inode = R::object(parent, at.dentry_inode);
+    climb.dentry = parent;
+    0
 }
 
 /// Most bytes of a name (`NAME_MAX`), and how many of them are read at a time.

@@ -32,7 +32,6 @@ pub(super) struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "there is one, and it lives as long as the process")]
 pub(super) enum Command {
     /// Do to an interface's packets what a bad network does, in the words of tc netem
     #[command(

@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 
+use chaos_ebpf::abi::Direction;
+
 use super::{CliError, Code};
 use crate::{
     kernel::probe::{self, FaultSupport, Finding, Report, State},
@@ -87,7 +89,10 @@ fn print_finding(finding: &Finding, out: &mut impl Write) -> io::Result<()> {
 fn print_fault(support: &FaultSupport, untried: bool, out: &mut impl Write) -> io::Result<()> {
     let FaultSupport { fault, direction, mechanism, fallbacks, missing } = support;
     let names = |mechanisms: &[_]| mechanisms.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let name = format!("{} {}", fault.name(), direction.name());
+    let name = match direction {
+        Direction::Call => fault.name().to_owned(),
+        way => format!("{} {}", fault.name(), way.name()),
+    };
     match mechanism {
         Some(mechanism) if fallbacks.is_empty() => writeln!(out, "  {name:NAME$}  by {mechanism}"),
         Some(mechanism) => writeln!(out, "  {name:NAME$}  by {mechanism}, else {}", names(fallbacks)),

@@ -154,15 +154,13 @@ impl Reporter {
             }
         }
         if *spared > 0 {
-            match rules.first().map(|rule| rule.direction) {
-                Some(Direction::Call) => {
-                    writeln!(out, "{spared} calls of Faultline's own programs were spared")?
-                }
-                _ => writeln!(
-                    out,
-                    "{spared} packets of what is protected were spared; --include-protected hits them as well"
-                )?,
-            }
+            let calls = rules.iter().any(|rule| rule.direction == Direction::Call);
+            let what = if calls {
+                "calls of Faultline's own programs were spared"
+            } else {
+                "packets of what is protected were spared; --include-protected hits them as well"
+            };
+            writeln!(out, "{spared} {what}")?;
         }
         if *queue_lost > 0 {
             writeln!(

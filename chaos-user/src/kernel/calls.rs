@@ -346,7 +346,7 @@ fn wire(
         let bit = 1_u64 << index;
         for unit in units(rule) {
             let mut passed_over = Vec::new();
-            let all = hook::mechanisms(rule.effect()).iter().copied();
+            let all = hook::mechanisms(rule.effect());
             let found = all.filter(|it| by.is_none_or(|by| by == *it)).find_map(|mechanism| {
                 let reason = [None, Some(unit)].into_iter().find_map(|unit| refusals.get(&(mechanism, unit)));
                 let found = places(unit, mechanism, types);
@@ -423,6 +423,9 @@ fn places(unit: Unit, mechanism: Mechanism, types: &KernelTypes) -> Vec<Placed> 
     }
 }
 
+/// A mechanism, and the kernel's functions or tracepoints it would be at.
+pub type Choice = (Mechanism, Vec<String>);
+
 /// Which mechanism each operation and system call of these rules would be hit by, as far as the kernel's types and this
 /// list of what it has say; and what stands against it where none is left.
 #[must_use]
@@ -431,10 +434,10 @@ pub fn preview(
     by: Option<Mechanism>,
     has: impl Fn(Mechanism) -> bool,
     types: &KernelTypes,
-) -> Vec<(Unit, Option<(Mechanism, Vec<String>)>)> {
+) -> Vec<(Unit, Option<Choice>)> {
     let all = rules.iter().flat_map(|rule| units(rule).into_iter().map(|unit| (rule.effect(), unit)));
     let choose = |(effect, unit)| {
-        let candidates = hook::mechanisms(effect).iter().copied();
+        let candidates = hook::mechanisms(effect);
         let mut candidates = candidates.filter(|it| has(*it) && by.is_none_or(|by| by == *it));
         let found = candidates.find_map(|mechanism| {
             let functions: Vec<_> =

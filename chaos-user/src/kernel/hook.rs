@@ -1,9 +1,15 @@
 //! Which hooks an operation is, by each mechanism: the one table that the planner, the loader and the doctor read.
 
-use chaos_ebpf::call::{NO_KIND, Within, kind, program};
+use chaos_ebpf::{
+    abi::Direction,
+    call::{NO_KIND, Within, kind, program},
+};
 use syscalls::Sysno;
 
-use super::{btf::KernelTypes, mechanism::Mechanism};
+use super::{
+    btf::KernelTypes,
+    mechanism::{Fault, Mechanism, ways},
+};
 use crate::spec::Op;
 
 /// What the kernel asks its security modules about an operation.
@@ -189,14 +195,13 @@ pub enum Effect {
 }
 
 /// The mechanisms by which operations and system calls can be hit, the best first.
-#[must_use]
-pub fn mechanisms(effect: Effect) -> &'static [Mechanism] {
-    use Mechanism as M;
-    match effect {
-        Effect::Fail => &[M::Lsm, M::FmodRetSecurity, M::FmodRetSyscall, M::KprobeOverride],
-        Effect::Wait => &[M::Lsm, M::FmodRetSecurity, M::Fentry, M::RawTracepoint],
-        Effect::Spoil => &[M::Fexit],
-    }
+pub fn mechanisms(effect: Effect) -> impl Iterator<Item = Mechanism> {
+    let faults: &[Fault] = match effect {
+        Effect::Fail => &[Fault::IoError, Fault::SysError],
+        Effect::Wait => &[Fault::IoDelay],
+        Effect::Spoil => &[Fault::IoCorrupt],
+    };
+    faults.iter().flat_map(|fault| ways(*fault, Direction::Call)).map(|way| way.mechanism)
 }
 
 /// The tracepoint of all system calls.

@@ -195,6 +195,26 @@ pub enum Fault {
     Aim,
     /// The same for those of a process.
     AimAtProcess,
+    /// What is done to files fails, `fsync` apart.
+    IoError,
+    /// What is done to files takes longer.
+    IoDelay,
+    /// What was read is wrong.
+    IoCorrupt,
+    /// System calls fail; of what is done to files, `fsync` is one.
+    SysError,
+    /// System calls take longer.
+    SysDelay,
+    /// There is no more memory.
+    MemError,
+    /// There are no more files to open.
+    FdError,
+    /// There are no more processes.
+    ForkError,
+    /// What is done with sockets fails.
+    SockError,
+    /// Files, sockets and programs are refused.
+    Deny,
 }
 
 impl Fault {
@@ -213,6 +233,16 @@ impl Fault {
             Self::Dns => "dns",
             Self::Aim => "cgroup",
             Self::AimAtProcess => "pid",
+            Self::IoError => "io error",
+            Self::IoDelay => "io delay",
+            Self::IoCorrupt => "io corrupt",
+            Self::SysError => "sys error, fsync",
+            Self::SysDelay => "sys delay",
+            Self::MemError => "mem error",
+            Self::FdError => "fd error",
+            Self::ForkError => "fork error",
+            Self::SockError => "sock error",
+            Self::Deny => "deny",
         }
     }
 }
@@ -281,7 +311,31 @@ pub const WAYS: &[Way] = &[
     way(Fault::Aim, Direction::In,  M::Clsact,       &[M::Btf, M::CgroupV2]),
     way(Fault::Aim, Direction::Out, M::Tcx,          &[M::Btf, M::CgroupV2]),
     way(Fault::Aim, Direction::Out, M::Clsact,       &[M::Btf, M::CgroupV2]),
+    call(Fault::IoError,   M::Lsm),
+    call(Fault::IoError,   M::FmodRetSecurity),
+    call(Fault::IoDelay,   M::Lsm),
+    call(Fault::IoDelay,   M::FmodRetSecurity),
+    call(Fault::IoDelay,   M::Fentry),
+    call(Fault::IoDelay,   M::RawTracepoint),
+    way(Fault::IoCorrupt, Direction::Call, M::Fexit, &[M::Btf, M::BpfLoop, M::ProbeWriteUser]),
+    call(Fault::SysError,  M::FmodRetSyscall),
+    call(Fault::SysError,  M::KprobeOverride),
+    call(Fault::SysDelay,  M::Fentry),
+    call(Fault::SysDelay,  M::RawTracepoint),
+    call(Fault::MemError,  M::FmodRetSecurity),
+    call(Fault::FdError,   M::Lsm),
+    call(Fault::FdError,   M::FmodRetSecurity),
+    call(Fault::ForkError, M::Lsm),
+    call(Fault::ForkError, M::FmodRetSecurity),
+    call(Fault::SockError, M::Lsm),
+    call(Fault::SockError, M::FmodRetSecurity),
+    call(Fault::Deny,      M::Lsm),
+    call(Fault::Deny,      M::FmodRetSecurity),
 ];
+
+const fn call(fault: Fault, mechanism: M) -> Way {
+    way(fault, Direction::Call, mechanism, &[M::Btf, M::BpfLoop])
+}
 
 /// The ways to have a fault, the best first.
 pub fn ways(fault: Fault, direction: Direction) -> impl Iterator<Item = &'static Way> {

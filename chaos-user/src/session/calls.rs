@@ -197,7 +197,7 @@ impl CallPlan {
         let types = KernelTypes::read()?;
         let has = |mechanism| kernel.has(mechanism);
         let hooks = calls::preview(&self.rules, self.by, has, &types);
-        let hook = |(unit, found): (calls::Unit, Option<(Mechanism, Vec<String>)>)| {
+        let hook = |(unit, found): (calls::Unit, Option<calls::Choice>)| {
             let (mechanism, functions) = found.unzip();
             CallHook { what: unit.to_string(), mechanism, functions: functions.unwrap_or_default() }
         };
