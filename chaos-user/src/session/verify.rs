@@ -13,7 +13,7 @@ use crate::kernel::{
 };
 
 /// The kernel frees what a closed link held after a grace period.
-const GRACE: Duration = Duration::from_secs(1);
+const GRACE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// Something is left of a run, or whether anything is cannot be established.
