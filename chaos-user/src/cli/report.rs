@@ -75,7 +75,7 @@ impl Reporter {
         let mut out = io::stdout().lock();
         writeln!(out, "fault {} on {}, seed {}", self.id, plan.place, plan.seed)?;
         for rule in &plan.rules {
-            writeln!(out, "  {:<4}  {}", rule.direction.name(), rule.fault)?;
+            writeln!(out, "  {:<3}  {}", rule.direction.name(), rule.fault)?;
         }
         let mut shown = hooks.iter().map(by).collect::<Vec<_>>();
         // Of those at functions of the kernel's there is one for each.
@@ -88,7 +88,7 @@ impl Reporter {
         for ((direction, hook, why), functions) in shown {
             let at =
                 if functions.is_empty() { String::new() } else { format!(" at {}", functions.join(", ")) };
-            writeln!(out, "  {direction:<4}  by {hook}{at}: {why}")?;
+            writeln!(out, "  {direction:<3}  by {hook}{at}: {why}")?;
         }
         if plan.spares_a_session {
             writeln!(out, "  spared: {}", plan.protected)?;
@@ -130,13 +130,13 @@ impl Reporter {
         writeln!(out, "{verdict}: {reason}; disarmed, detached, verified")?;
         writeln!(
             out,
-            "{:>4}  {:<4}  {:>8}  {:<26}  {:>10}  {:>10}  {:>10}  FAULT",
+            "{:>4}  {:<3}  {:>8}  {:<26}  {:>10}  {:>10}  {:>10}  FAULT",
             "RULE", "DIR", "ASKED", "OBSERVED (95% INTERVAL)", "SEEN", "MATCHED", "FIRED"
         )?;
         for rule in rules {
             writeln!(
                 out,
-                "{:>4}  {:<4}  {:>8}  {:<26}  {:>10}  {:>10}  {:>10}  {}",
+                "{:>4}  {:<3}  {:>8}  {:<26}  {:>10}  {:>10}  {:>10}  {}",
                 rule.rule,
                 rule.direction.name(),
                 rule.asked.map_or_else(|| "-".into(), percent),
