@@ -24,7 +24,7 @@ use crate::{
     inventory::Inventory,
 };
 
-const BY_NAME: &[Need] = &[Need::Root, Need::CgroupV2, Has(M::FmodRetSyscall)];
+const BY_NAME: &[Need] = &[Need::Root, Need::CgroupV2, Has(M::FmodRetSyscall), Has(M::KprobeOverride)];
 
 pub(super) const TESTS: &[Test] = &[
     Test::new("calls::memory_is_refused", memory).needs(LSM).timeout(90),
@@ -219,10 +219,16 @@ fn by_name() -> Result {
             ("openat EMFILE --arg 2~0x40", &opens[1..]),
             (&fd, &both[..1]),
             (&fds, &both[..1]),
+            ("openat EMFILE --arg 0=-100", &opens),
+            ("openat EMFILE --arg 0=-100 --arg 2=0", &opens[..1]),
             ("getppid EPERM", &[("getppid", Errno::EPERM)]),
         ];
         for (row, hit) in rows {
             check(pair, &format!("sys error {row} {}", pair.option()), &look, hit)?;
+        }
+        for (row, hit) in &rows[1..4] {
+            let words = format!("sys error {row} {} --by kprobe_override", pair.option());
+            check(pair, &words, &look, hit)?;
         }
         check_inconclusive(pair, &format!("sys error {neither} {}", pair.option()), &look)
     })

@@ -1,6 +1,6 @@
 //! On a full file system nothing grows; what is there can be read, overwritten and taken away.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use nix::errno::Errno;
 
@@ -20,6 +20,20 @@ pub(super) const TESTS: &[Test] =
 
 const LENGTH: u64 = CONTENT.len() as u64;
 
+/// What of all that is done makes something larger.
+const GROWING: [&str; 10] = [
+    "append",
+    "write beyond the end",
+    "writev beyond the end",
+    "sendfile",
+    "fallocate",
+    "O_CREAT",
+    "mkdir",
+    "mknod",
+    "symlink",
+    "link",
+];
+
 fn full() -> Result {
     let place = Folder::new()?;
     place.file("data")?;
@@ -27,8 +41,7 @@ fn full() -> Result {
         let look = |operator: &Operator| look(operator, &place);
         for (word, errno) in [("", Errno::ENOSPC), ("ENOSPC", Errno::ENOSPC), ("EDQUOT", Errno::EDQUOT)] {
             let words = format!("io full {word} --path {} {}", place.path().display(), pair.option());
-            let hit = ["append", "write beyond the end", "O_CREAT", "mkdir", "mknod", "symlink", "link"]
-                .map(|call| (call, errno));
+            let hit = GROWING.map(|call| (call, errno));
             check(pair, &words, &look, &hit)?;
         }
         Ok(())
@@ -40,6 +53,7 @@ fn look(operator: &Operator, place: &Folder) -> Result<Said> {
     let path = place.file(&name)?;
     let fd = operator.open(&path, libc::O_RDWR)?;
     let appending = operator.open(&path, libc::O_WRONLY | libc::O_APPEND)?;
+    let source = operator.open(place.at("data"), libc::O_RDONLY)?;
     let mut said = Vec::new();
     let mut say = |call, value: i64| said.push((call, errno(value)));
     let content = operator.bytes(0, CONTENT)?;
@@ -48,7 +62,29 @@ fn look(operator: &Operator, place: &Folder) -> Result<Said> {
     say("append", operator.call(libc::SYS_write, &[appending, content, LENGTH])?);
     let end = fs::metadata(&path).context("stat")?.len();
     say("write beyond the end", operator.call(libc::SYS_pwrite64, &[fd, content, LENGTH, end - 8])?);
+    let vector = operator.bytes(4096, &[content, LENGTH].map(u64::to_ne_bytes).concat())?;
+    say("writev within", operator.call(libc::SYS_pwritev, &[fd, vector, 1, 0, 0])?);
+    say("writev beyond the end", operator.call(libc::SYS_pwritev, &[fd, vector, 1, end - 8, 0])?);
+    operator.must("lseek", libc::SYS_lseek, &[fd, 0, libc::SEEK_END as u64])?;
+    let from = operator.bytes(8192, &0_u64.to_ne_bytes())?;
+    say("sendfile", operator.call(libc::SYS_sendfile, &[fd, source, from, LENGTH])?);
+    say("fallocate", operator.call(libc::SYS_fallocate, &[fd, 0, 0, 1 << 16])?);
     say("shrink", operator.call(libc::SYS_ftruncate, &[fd, 8])?);
+    enter_new(operator, &path, place, &mut say)?;
+    for fd in [fd, appending, source] {
+        operator.close(fd)?;
+    }
+    Ok(said)
+}
+
+/// New entries of a directory, and one that goes.
+fn enter_new(
+    operator: &Operator,
+    path: &Path,
+    place: &Folder,
+    say: &mut dyn FnMut(&'static str, i64),
+) -> Result {
+    let name = path.file_name().context("a name")?.to_string_lossy();
     let new = |what: &str| place.at(format!("{name}-{what}"));
     let [file, folder, fifo, link, hard] = ["file", "folder", "fifo", "link", "hard"].map(new);
     let create = (libc::O_CREAT | libc::O_WRONLY) as u64;
@@ -62,15 +98,12 @@ fn look(operator: &Operator, place: &Folder) -> Result<Said> {
     say("mknod", operator.call(libc::SYS_mknod, &[operator.path(0, &fifo)?, kind, 0])?);
     let to = operator.path(1, "to")?;
     say("symlink", operator.call(libc::SYS_symlink, &[to, operator.path(0, &link)?])?);
-    let from = operator.path(1, &path)?;
+    let from = operator.path(1, path)?;
     say("link", operator.call(libc::SYS_link, &[from, operator.path(0, &hard)?])?);
     say("unlink", operator.call(libc::SYS_unlink, &[from])?);
-    for fd in [fd, appending] {
-        operator.close(fd)?;
-    }
     for made in [file, fifo, link, hard] {
         let _ = fs::remove_file(made);
     }
     let _ = fs::remove_dir(folder);
-    Ok(said)
+    Ok(())
 }

@@ -29,10 +29,13 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("calls::every_operation_by_fmod_ret_security", by_fmod_ret_security)
         .needs(&[Need::Root, Need::CgroupV2, Has(M::FmodRetSecurity)])
         .timeout(180),
-    Test::new("calls::fsync_by_fmod_ret_syscall", by_fmod_ret_syscall)
+    Test::new("calls::every_operation_takes_longer", delayed)
+        .needs(&[Need::Root, Need::CgroupV2, Has(M::Lsm), Has(M::Fentry)])
+        .timeout(90),
+    Test::new("calls::operations_on_descriptors_by_fmod_ret_syscall", by_fmod_ret_syscall)
         .needs(&[Need::Root, Need::CgroupV2, Has(M::FmodRetSyscall)])
         .timeout(120),
-    Test::new("calls::fsync_by_kprobe_override", by_kprobe_override)
+    Test::new("calls::operations_on_descriptors_by_kprobe_override", by_kprobe_override)
         .needs(&[Need::Root, Need::CgroupV2, Has(M::KprobeOverride)])
         .timeout(120),
 ];
@@ -41,6 +44,10 @@ pub(super) const TESTS: &[Test] = &[
 const ERRNOS: [Errno; 5] = [Errno::EIO, Errno::ENOSPC, Errno::EACCES, Errno::EINTR, Errno::ENOMEM];
 /// What no security hook is asked about.
 const UNHOOKED: &str = "fsync";
+/// What is done by system calls whose first argument is a file's descriptor, and by no others.
+const BY_DESCRIPTOR: &[&str] = &["read", "write", "readdir", "ioctl", UNHOOKED];
+/// What a call is made to wait, and less than which nobody else does.
+const WAIT: Duration = Duration::from_millis(8);
 
 fn by_lsm() -> Result {
     hooked("lsm")
@@ -51,11 +58,11 @@ fn by_fmod_ret_security() -> Result {
 }
 
 fn by_fmod_ret_syscall() -> Result {
-    every("fmod_ret_syscall", &[UNHOOKED])
+    every("fmod_ret_syscall", BY_DESCRIPTOR)
 }
 
 fn by_kprobe_override() -> Result {
-    every("kprobe_override", &[UNHOOKED])
+    every("kprobe_override", BY_DESCRIPTOR)
 }
 
 fn hooked(mechanism: &str) -> Result {
@@ -111,6 +118,36 @@ fn every(mechanism: &str, ops: &[&str]) -> Result {
     calm("after", &hands)?;
     table.judge()?;
     before.wait_until_equal(&[], Duration::from_secs(5))
+}
+
+/// Whatever they do takes the target longer, and nobody else; by whichever mechanism can do it.
+fn delayed() -> Result {
+    let (pair, place) = (Pair::new()?, Folder::new()?);
+    furnish(&place)?;
+    let [target, bystander] = hands(&pair, &place)?;
+    let (path, aim, ops) = (place.path().display(), pair.option(), names().join(","));
+    let fault = Fault::arm(&format!("io delay {}ms --ops {ops} --path {path} {aim}", WAIT.as_millis()))?;
+    println!("by {:?}", fault.hooks);
+    let mut wrong = Vec::new();
+    for case in CASES {
+        let mut times = Vec::new();
+        for (hand, operator) in [(&target, &pair.target), (&bystander, &pair.bystander)] {
+            operator.slowest.set(Duration::ZERO);
+            let errno = case.run(hand)?;
+            ensure!(errno == 0, "{} gives {}", case.call, Errno::from_raw(errno));
+            times.push(operator.slowest.get());
+        }
+        println!("{:<10}{:<24}{:>12.1?}{:>12.1?}", case.op, case.call, times[0], times[1]);
+        // The bystander may be held up for a while by the target, which keeps a CPU.
+        if times[0] < WAIT || times[1] >= WAIT {
+            wrong
+                .push(format!("{} takes the target {:?}, the bystander {:?}", case.call, times[0], times[1]));
+        }
+    }
+    let counts = fault.end()?;
+    ensure!(wrong.is_empty(), "{}", wrong.join("; "));
+    ensure!(counts.fired >= CASES.len() as u64 && counts.fired == counts.matched, "{counts:?}");
+    Ok(())
 }
 
 /// What each call gave to whom.

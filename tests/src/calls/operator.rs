@@ -11,7 +11,7 @@ use std::{
     path::Path,
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicI64, AtomicU64, Ordering::SeqCst},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -72,6 +72,8 @@ pub(super) struct Operator {
     shared: Shared,
     base: u64,
     orders: Cell<u32>,
+    /// How long the slowest call has taken since this was set to nothing.
+    pub(super) slowest: Cell<Duration>,
 }
 
 impl Operator {
@@ -86,7 +88,8 @@ impl Operator {
         ftruncate(&memory, size_of::<Board>() as i64).context("ftruncate")?;
         let shared = Shared::map(memory.as_fd())?;
         let child = start(cgroup, memory, prepare)?;
-        let mut operator = Self { child, shared, base: 0, orders: Cell::new(1) };
+        let (orders, slowest) = (Cell::new(1), Cell::default());
+        let mut operator = Self { child, shared, base: 0, orders, slowest };
         operator.wait()?;
         operator.base = operator.board().base.load(SeqCst);
         Ok(operator)
@@ -131,7 +134,9 @@ impl Operator {
 
     /// The same by somebody of the process.
     pub(super) fn order(&self, who: Who, count: usize, number: i64, arguments: &[u64]) -> Result<Vec<Took>> {
+        let began = Instant::now();
         self.give(who, count, number, arguments)?;
+        let order = began.elapsed();
         let board = self.board();
         let (begun, errno) = (board.begun.load(SeqCst) as usize, board.childless.load(SeqCst));
         ensure!(begun == count, "{begun} of {count} calls were made; fork gave errno {errno}");
@@ -140,6 +145,10 @@ impl Operator {
             ns: time.load(SeqCst),
         };
         let mut results: Vec<Took> = board.results[..count].iter().map(read).collect();
+        let slowest = results.iter().map(|took| Duration::from_nanos(took.ns)).max().unwrap_or_default();
+        // One that does not come back, `execve`, says no time.
+        let slowest = if slowest.is_zero() { order } else { slowest };
+        self.slowest.set(slowest.max(self.slowest.get()));
         let signal = board.status.load(SeqCst) & 0x7f;
         if let Some(last) = results.last_mut().filter(|_| signal != 0) {
             last.value = -i64::from(KILLED) - i64::from(signal);

@@ -111,7 +111,7 @@ fn enter(operator: &Operator, folder: &Path) -> Result {
 
 fn file() -> Result {
     own_mounts()?;
-    let (pair, place) = (Pair::new()?, Folder::new()?);
+    let place = Folder::new()?;
     let path = place.file("dir/file")?;
     for other in ["dir/other", "dir/file2", "other/file", "dir/sub/file"] {
         place.file(other)?;
@@ -119,8 +119,6 @@ fn file() -> Result {
     symlink(&path, place.at("link")).context("symlink")?;
     symlink("dir", place.at("linked")).context("symlink")?;
     fs::hard_link(&path, place.at("hard")).context("link")?;
-    drop(pair);
-    // They see what is mounted before they begin.
     bind(&place.at("dir"), &place.at("bound"))?;
     let pair = Pair::new()?;
     for operator in [&pair.target, &pair.bystander] {

@@ -1,5 +1,7 @@
 //! Selectors other than paths: file system types, flags of open files, names of processes, users.
 
+use std::{fs, os::unix::fs::MetadataExt};
+
 use nix::mount::{MsFlags, mount};
 
 use super::{
@@ -12,7 +14,7 @@ use super::{
 };
 use crate::{
     ensure,
-    error::{Context, Result},
+    error::{Context, Failure, Result},
     harness::Test,
 };
 
@@ -36,6 +38,10 @@ fn types() -> Result {
         let path = place.at(name);
         move |operator: &Operator| operator.reads(&path)
     });
+    let device = |name: &str| {
+        let number = fs::metadata(place.at(name)).context(name)?.dev();
+        Ok::<_, Failure>(format!("--dev-block {}:{}", libc::major(number), libc::minor(number)))
+    };
     let proc = |operator: &Operator| operator.reads("/proc/self/stat");
     for (rule, hit) in [
         ("--fstype ramfs", [true, false, false]),
@@ -43,6 +49,8 @@ fn types() -> Result {
         ("--fstype tmpfs --fstype ramfs", [true, true, false]),
         ("--fstype proc", [false, false, true]),
         ("--fstype ext3", [false, false, false]),
+        (&device("ramfs")?, [true, false, false]),
+        (&format!("{} {}", device("ramfs")?, device("tmpfs")?), [true, true, false]),
     ] {
         let looks: &[Look<'_>] = &[("ramfs", hit[0], &ram), ("tmpfs", hit[1], &tmp), ("proc", hit[2], &proc)];
         check(&pair, rule, looks)?;
@@ -68,7 +76,8 @@ fn flags() -> Result {
         ("--open-flags O_APPEND", [false, true, false, false]),
         ("--open-flags O_SYNC", [false, false, false, true]),
         ("--open-flags O_DSYNC", [false, false, true, true]),
-        ("--open-flags O_APPEND --open-flags O_SYNC", [false, true, false, true]),
+        ("--open-flags O_APPEND,O_SYNC", [false; 4]),
+        ("--open-flags O_DSYNC,O_RDWR", [false, false, true, true]),
     ] {
         let looks: &[Look<'_>] = &[
             ("without flags", hit[0], &plain),
