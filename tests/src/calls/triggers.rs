@@ -1,5 +1,7 @@
 //! Which calls are hit of those that match: by chance and by their order.
 
+use std::thread;
+
 use super::{
     LSM,
     fault::{Counts, Fault},
@@ -16,6 +18,7 @@ use crate::{
 pub(super) const TESTS: &[Test] = &[
     Test::new("calls::chance_and_seed", chance).needs(LSM).timeout(120),
     Test::new("calls::skip_first_and_every", order).needs(LSM).timeout(120),
+    Test::new("calls::order_of_several_at_once", at_once).needs(LSM).timeout(90),
 ];
 
 /// A target that reads one file.
@@ -118,4 +121,49 @@ fn order() -> Result {
         ensure!(failed == expected, "{options}: {failed:?} were hit, not {expected:?}");
     }
     Ok(())
+}
+
+/// Processes that read at the same time are counted together: not one call more is hit, and none less. With a seed as
+/// many of them as of one process alone.
+fn at_once() -> Result {
+    const READS: usize = 500;
+    let reader = Reader::new()?;
+    let path = reader.place.at("file");
+    let mut crowd = Vec::new();
+    for _ in 0..4 {
+        let operator = Operator::new(&reader.pair.cgroup)?;
+        let fd = operator.open(&path, libc::O_RDONLY)?;
+        crowd.push((operator, fd));
+    }
+    let all = READS * crowd.len();
+    let (alone, _) = reader.during("--percent 30 --seed 9", all)?;
+    let by_chance = alone.iter().filter(|failed| **failed).count();
+    for (options, expected) in [
+        ("--first 100", 100),
+        ("--skip 1900", all - 1900),
+        ("--skip 11 --every 7", (all - 11) / 7),
+        ("--percent 30 --seed 9", by_chance),
+    ] {
+        let rule = format!("--path {} {} {options}", path.display(), reader.pair.option());
+        let fault = Fault::arm(&format!("io error EIO --ops read {rule}"))?;
+        let failed: Vec<Result<Vec<bool>>> = thread::scope(|scope| {
+            let start = |(operator, fd): &mut (Operator, u64)| {
+                let (operator, fd) = (&mut *operator, *fd);
+                scope.spawn(move || Reader::failures(operator, fd, READS))
+            };
+            let threads: Vec<_> = crowd.iter_mut().map(start).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Ok(Vec::new()))).collect()
+        });
+        let counts = fault.end()?;
+        let failed: Vec<usize> = failed
+            .into_iter()
+            .map(|list| list.map(|list| list.into_iter().filter(|failed| *failed).count()))
+            .collect::<Result<_>>()?;
+        println!("{options}: {failed:?} {counts:?}");
+        let sum: usize = failed.iter().sum();
+        ensure!(sum == expected, "{options}: {failed:?} of {READS} each failed, not {expected}");
+        let counted = (counts.matched, counts.fired) == (all as u64, expected as u64);
+        ensure!(counted, "{options}: {counts:?}");
+    }
+    reader.calm("after")
 }
