@@ -147,11 +147,10 @@ fn at_once() -> Result {
         let rule = format!("--path {} {} {options}", path.display(), reader.pair.option());
         let fault = Fault::arm(&format!("io error EIO --ops read {rule}"))?;
         let failed: Vec<Result<Vec<bool>>> = thread::scope(|scope| {
-            let start = |(operator, fd): &mut (Operator, u64)| {
-                let (operator, fd) = (&mut *operator, *fd);
-                scope.spawn(move || Reader::failures(operator, fd, READS))
-            };
-            let threads: Vec<_> = crowd.iter_mut().map(start).collect();
+            let threads: Vec<_> = crowd
+                .iter_mut()
+                .map(|(operator, fd)| scope.spawn(move || Reader::failures(operator, *fd, READS)))
+                .collect();
             threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Ok(Vec::new()))).collect()
         });
         let counts = fault.end()?;
