@@ -53,7 +53,7 @@ const ROWS: &[Row] = &[
     ("io error EIO --ops", 2, &["--ops"]),
     ("mem error --ops mmpa @", 2, &["mmpa", "mmap"]),
     ("sock error EIO --ops acept @", 2, &["acept", "accept"]),
-    ("sock error EIO --ops read @", 2, &["read", "create"]),
+    ("sock error EIO --ops read @", 2, &["read", "connect"]),
     ("deny --ops opne @", 2, &["opne", "open"]),
     // System calls.
     ("sys error raed EIO @", 2, &["raed", "read"]),
@@ -82,17 +82,16 @@ const ROWS: &[Row] = &[
     ("io delay 5 @", 2, &["5", "ms"]),
     ("io delay @", 2, &["TIME"]),
     ("io delay -1ms @", 2, &["-1ms"]),
-    ("io delay 0ms @", 2, &["0ms"]),
+    ("io delay 0ms @", 2, &["TIME", "0"]),
     ("io delay 20ms @", 2, &["--allow-busy-wait", "10ms"]),
     ("io delay 3s --allow-busy-wait @", 2, &["2s"]),
-    ("io delay 1ms 2ms @", 2, &["2ms"]),
     ("io delay 1ms distribution normal @", 2, &["jitter"]),
     ("io delay 2ms 1ms distribution gauss @", 2, &["gauss"]),
     // Corruption.
     ("io corrupt flop @", 2, &["flop", "flip"]),
     ("io corrupt flip bytes 0 @", 2, &["bytes"]),
-    ("io corrupt flip bytes x @", 2, &["bytes", "x"]),
-    ("io corrupt zero offset -1 @", 2, &["offset"]),
+    ("io corrupt flip bytes x @", 2, &["bytes", "number"]),
+    ("io corrupt zero offset x @", 2, &["offset", "number"]),
     ("io corrupt --ops read @", 2, &["--ops"]),
     ("io full --ops read @", 2, &["--ops"]),
     // What it is aimed at.
@@ -119,10 +118,8 @@ const ROWS: &[Row] = &[
     ("io error EIO --dev-block /dev/null @", 3, &["--dev-block", "/dev/null"]),
     ("io error EIO --by magic @", 2, &["magic", "lsm"]),
     // Commands.
-    ("io", 2, &["error"]),
     ("io eror EIO @", 2, &["eror", "error"]),
     ("io error EIO --pth /tmp @", 2, &["--pth", "--path"]),
-    ("sys", 2, &["error"]),
     ("sock error EIO --path /tmp --ops connect", 2, &["--path"]),
 ];
 
