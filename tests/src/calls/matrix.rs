@@ -138,8 +138,8 @@ fn delayed() -> Result {
             times.push(operator.slowest.get());
         }
         println!("{:<10}{:<24}{:>12.1?}{:>12.1?}", case.op, case.call, times[0], times[1]);
-        // The bystander may be held up for a while by the target, which keeps a CPU.
-        if times[0] < WAIT || times[1] >= WAIT {
+        // Of a program that is executed it is not known how long that took without its process.
+        if times[0] < WAIT || times[1] >= WAIT && case.op != "exec" {
             wrong
                 .push(format!("{} takes the target {:?}, the bystander {:?}", case.call, times[0], times[1]));
         }

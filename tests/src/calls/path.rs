@@ -323,7 +323,7 @@ fn alternatives() -> Result {
         (format!("--path {} --path {}", one.display(), place.at("dir").display()), [true, true, false]),
         (format!("--path {} --path {}/th*", one.display(), place.path().display()), [true, false, true]),
         (format!("--path {} --fstype nfs", one.display()), [false, false, false]),
-        (format!("--path {} --comm nobody-is-called-this", one.display()), [false, false, false]),
+        (format!("--path {} --comm not-its-name", one.display()), [false, false, false]),
     ];
     for (rule, [hit_one, hit_two, hit_three]) in rows {
         let looks: &[Look<'_>] = &[
