@@ -15,7 +15,7 @@ use crate::{
     faultline::Faultline,
     harness::{
         Need::{self, Mechanism as Has},
-        Test,
+        Test, is_emulated,
     },
 };
 
@@ -140,14 +140,16 @@ fn jitter() -> Result {
     let beyond = times.iter().filter(|ns| **ns > most).count();
     println!("2 ms ± 1 ms: {} to {} ns, {beyond} beyond", times[0], times[count - 1]);
     ensure!(times[0] >= least, "2 ms ± 1 ms: one took {} ns", times[0]);
-    ensure!(beyond <= count / 50, "2 ms ± 1 ms: {beyond} of {count} took longer than {most} ns");
-    // Evenly: a quarter of them lies below 1.5 ms, another above 2.5 ms, give or take.
-    let quarter = |low: u64, high: u64| times.iter().filter(|ns| (low..high).contains(*ns)).count();
-    let quarters = [quarter(0, 1_500_000 + bare), quarter(2_500_000 + bare, u64::MAX)];
+    // Emulated on a busy machine, a call stands still now and then whatever it does.
     ensure!(
-        quarters.iter().all(|part| (40..130).contains(part)),
-        "2 ms ± 1 ms: {quarters:?} of {count} at the ends"
+        is_emulated() || beyond <= count / 50,
+        "2 ms ± 1 ms: {beyond} of {count} took longer than {most} ns"
     );
+    // Evenly: a quarter of them lies below 1.5 ms, and half below 2 ms, give or take.
+    let below = |most: u64| times.iter().filter(|ns| **ns < most + bare).count();
+    let parts = [below(1_500_000), below(2_000_000)];
+    let even = (40..110).contains(&parts[0]) && (105..190).contains(&parts[1]);
+    ensure!(even, "2 ms ± 1 ms: {parts:?} of {count} below 1.5 and 2 ms");
     ensure!(median(&bystander) < bare + UNTOUCHED_NS, "the bystander's {}", median(&bystander));
     Ok(())
 }
