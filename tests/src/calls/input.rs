@@ -81,7 +81,7 @@ const ROWS: &[Row] = &[
     // Times.
     ("io delay 5 @", 2, &["5", "ms"]),
     ("io delay @", 2, &["TIME"]),
-    ("io delay -1ms @", 2, &["-1ms"]),
+    ("io delay -1ms @", 2, &["-1"]),
     ("io delay 0ms @", 2, &["TIME", "0"]),
     ("io delay 20ms @", 2, &["--allow-busy-wait", "10ms"]),
     ("io delay 3s --allow-busy-wait @", 2, &["2s"]),
