@@ -27,7 +27,7 @@ pub(super) const TESTS: &[Test] = &[
 
 const LENGTH: usize = CONTENT.len();
 
-/// What is read by one call each: `read`, `pread64`, and `readv` into two places.
+/// What is read by one call each: `read`, `pread64`, and `readv` into two places, the first of which takes it all.
 fn reads(operator: &Operator, fd: u64) -> Result<[Vec<u8>; 3]> {
     let room = LENGTH as u64 * 2;
     let fetch = |number, arguments: &[u64]| {
@@ -40,7 +40,7 @@ fn reads(operator: &Operator, fd: u64) -> Result<[Vec<u8>; 3]> {
     let buffer = operator.buffer(0);
     let one = fetch(libc::SYS_read, &[fd, buffer, room])?;
     let two = fetch(libc::SYS_pread64, &[fd, buffer, room, 0])?;
-    let vector = [buffer, 8, operator.buffer(8), room - 8].map(u64::to_ne_bytes).concat();
+    let vector = [buffer, room - 8, operator.buffer(LENGTH * 2 - 8), 8].map(u64::to_ne_bytes).concat();
     let vector = operator.bytes(4096, &vector)?;
     let three = fetch(libc::SYS_readv, &[fd, vector, 2])?;
     for read in [&one, &two, &three] {

@@ -58,13 +58,8 @@ pub(super) fn bind(from: &Path, to: &Path) -> Result {
 /// Arms a rule that is aimed at the target, and checks who is hit before, during and after: all that the target does as
 /// it is said, and nothing that the bystander does.
 pub(super) fn check(pair: &Pair, rule: &str, looks: &[Look<'_>]) -> Result<Counts> {
-    check_with(pair, rule, &pair.option(), looks)
-}
-
-/// The same, aimed by these words.
-pub(super) fn check_with(pair: &Pair, rule: &str, target: &str, looks: &[Look<'_>]) -> Result<Counts> {
     peace("before", pair, rule, looks)?;
-    let fault = Fault::arm(&format!("{FAULT} {rule} {target}"))?;
+    let fault = Fault::arm(&format!("{FAULT} {rule} {}", pair.option()))?;
     let mut wrong = Vec::new();
     for (what, hit, look) in looks {
         let got = look(&pair.target).context(what)?;
@@ -333,9 +328,5 @@ fn alternatives() -> Result {
         ];
         check(&pair, &rule, looks)?;
     }
-    // Somebody else's number, and the target's cgroup.
-    let target = format!("{} --pid {}", pair.option(), pair.bystander.pid());
-    let looks: &[Look<'_>] = &[("the first", false, &one_look)];
-    check_with(&pair, &format!("--path {}", one.display()), &target, looks)?;
     Ok(())
 }

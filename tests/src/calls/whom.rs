@@ -49,6 +49,8 @@ fn family() -> Result {
         (format!("--pid {pid}"), [hit, spared, spared]),
         (pair.option(), [hit, hit, spared]),
         (format!("--pid {pid} --pid {}", pair.bystander.pid()), [hit, spared, hit]),
+        // Whoever is named by either.
+        (format!("{} --pid {}", pair.option(), pair.bystander.pid()), [hit, hit, hit]),
     ];
     for (rule, expected) in rows {
         ensure!(look()? == [spared; 3], "before {rule}");
