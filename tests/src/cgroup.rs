@@ -33,7 +33,10 @@ impl Cgroup {
     pub fn new() -> Result<Self> {
         static NUMBERS: AtomicU32 = AtomicU32::new(0);
         let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
-        Self::at(root()?.join(format!("fl-test-{}-{number}", process::id())))
+        let path = root()?.join(format!("fl-test-{}-{number}", process::id()));
+        // A test that had this process's number and was killed may have left it.
+        let _ = fs::remove_dir(&path);
+        Self::at(path)
     }
 
     /// One with a name of its own, below the root.

@@ -2,6 +2,7 @@
 //!
 //! `fl-tests` runs them. A test is a function and a row in its file's `TESTS`; this is the only list of files.
 
+pub mod calls;
 pub mod cgroup;
 pub mod error;
 pub mod faultline;
@@ -47,7 +48,8 @@ pub fn tests() -> Vec<&'static Test> {
         dns::TESTS,
         programs::TESTS,
     ];
-    files.into_iter().chain(life::TESTS.iter().copied()).flatten().collect()
+    let folders = [life::TESTS, calls::TESTS].into_iter().flatten().copied();
+    files.into_iter().chain(folders).flatten().collect()
 }
 
 /// The test of this name, those included that only the runner's own test runs.

@@ -10,7 +10,7 @@ use std::{
 
 use clap::Parser;
 use faultline_tests::{
-    faultline, find,
+    calls, faultline, find,
     harness::{Outcome, Report, Runner, Test, run_one, set_emulated},
     tests,
 };
@@ -39,10 +39,16 @@ struct Cli {
     /// Run this test here, in this process
     #[arg(long, value_name = "NAME", hide = true)]
     run_one: Option<String>,
+    /// Make the system calls that a test asks for, over memory at standard input
+    #[arg(long, hide = true)]
+    obey: bool,
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if cli.obey {
+        return calls::serve().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+    }
     if let Some(path) = &cli.faultline {
         faultline::set_binary(path.clone());
     }
