@@ -245,8 +245,11 @@ unsafe extern "C" fn weigh(_turn: u32, weighing: *mut Weighing) -> i64 {
     if !decide::fires(rule.chance, random as u32) {
         return 0;
     }
-    // SAFETY: as above.
-    unsafe { count(&raw mut (*state).fired) };
+    // Whether there is anything to be made wrong is seen when that is tried.
+    if rule.effects & effect::CORRUPT == 0 {
+        // SAFETY: as above.
+        unsafe { count(&raw mut (*state).fired) };
+    }
     if rule.effects & effect::WAIT != 0 {
         // SAFETY: as above.
         weighing.wait += duration(&rule.delay, random, unsafe { &mut *state });
@@ -337,7 +340,7 @@ pub(crate) fn verdict(setup: &Setup, fate: Option<Fate>) -> i64 {
 ///
 /// The count must lie in a map.
 #[inline(always)]
-unsafe fn count(count: *mut Count) {
+pub(crate) unsafe fn count(count: *mut Count) {
     // SAFETY: as the caller warrants.
     unsafe { fetch_add_one(&raw mut (*count).packets) };
 }

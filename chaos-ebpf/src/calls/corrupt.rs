@@ -5,7 +5,10 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_user, bpf_probe_write_user};
 use chaos_ebpf::call::{Rule, effect, nth, part};
 
-use crate::{act::Fate, maps::FL_RULES};
+use crate::{
+    act::{Fate, count},
+    maps::{FL_RULES, FL_STATE},
+};
 
 /// How many bytes are written at a time.
 const CHUNK: u64 = 8;
@@ -25,10 +28,15 @@ pub(crate) fn corrupt(fate: &Fate, buffer: u64, length: u64) {
     if fate.corrupted_by == 0 || length == 0 {
         return;
     }
-    let Some(rule) = FL_RULES.get(fate.corrupted_by - 1) else { return };
-    spoil(rule, fate.random, buffer, length);
+    let index = fate.corrupted_by - 1;
+    let (Some(rule), Some(state)) = (FL_RULES.get(index), FL_STATE.get_ptr_mut(index)) else { return };
+    if spoil(rule, fate.random, buffer, length) != 0 {
+        // SAFETY: this CPU's slot; counted by an atomic instruction, as everywhere.
+        unsafe { count(&raw mut (*state).fired) };
+    }
 }
 
+/// How many bytes it makes wrong.
 #[inline(never)]
 fn spoil(rule: &Rule, random: u64, buffer: u64, length: u64) -> u64 {
     // The lower half has been used for the chance.
@@ -38,7 +46,7 @@ fn spoil(rule: &Rule, random: u64, buffer: u64, length: u64) -> u64 {
     let turns = chaos_ebpf::call::MOST_BYTES;
     // SAFETY: the function takes what it is given, which lives until the call is over.
     unsafe { bpf_loop(turns, callback as *mut c_void, (&raw mut work).cast(), 0) };
-    0
+    bytes
 }
 
 /// Changes the next bytes; 1 if there are no more.

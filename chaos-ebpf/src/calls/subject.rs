@@ -157,73 +157,60 @@ unsafe extern "C" fn step<R: Reach>(_depth: u32, climb: *mut Climb) -> i64 {
 const LONGEST: u32 = 255;
 const CHUNK: u32 = 8;
 
-/// A name on its way through the globs.
+/// A name on its way through one glob after the other.
 struct Matching {
     name: u64,
     length: u32,
+    /// How many of its bytes have been taken.
+    taken: u32,
+    /// The globs that are left, the lowest being the one it is in.
     globs: u64,
+    /// The places in that which it may be at.
+    places: u64,
     rules: u64,
 }
 
 /// The rules of those of the globs that a name matches.
 #[inline(never)]
 fn matching(name: u64, length: u32, globs: u64) -> u64 {
-    let mut work = Matching { name, length, globs, rules: 0 };
-    let callback = match_one as unsafe extern "C" fn(u32, *mut Matching) -> i64;
+    let mut work = Matching { name, length, taken: 0, globs, places: glob::START, rules: 0 };
+    let turns = MAX_GLOBS as u32 * (LONGEST.div_ceil(CHUNK) + 1);
+    let callback = take_some as unsafe extern "C" fn(u32, *mut Matching) -> i64;
     // SAFETY: the function takes what it is given, and the work lives until the call is over.
-    unsafe { bpf_loop(MAX_GLOBS as u32, callback as *mut c_void, (&raw mut work).cast(), 0) };
+    unsafe { bpf_loop(turns, callback as *mut c_void, (&raw mut work).cast(), 0) };
     work.rules
 }
 
-/// A name on its way through one glob.
-struct Walk {
-    name: u64,
-    length: u32,
-    number: u32,
-    places: u64,
-}
-
-unsafe extern "C" fn match_one(number: u32, work: *mut Matching) -> i64 {
+/// Takes the next bytes of the name, or goes on to the next glob; 1 if there is none.
+unsafe extern "C" fn take_some(_turn: u32, work: *mut Matching) -> i64 {
     // SAFETY: as the caller of `bpf_loop` warrants.
     let work = unsafe { &mut *work };
-    if work.globs >> (number & 63) == 0 {
+    if work.globs == 0 || work.length > LONGEST {
         return 1;
     }
-    if work.globs >> (number & 63) & 1 == 0 || work.length > LONGEST {
+    let Some(glob) = FL_GLOBS.get(work.globs.trailing_zeros()) else { return 1 };
+    let start = work.taken;
+    if start >= work.length {
+        if work.places & glob.end != 0 {
+            work.rules |= glob.rules;
+        }
+        work.globs &= work.globs - 1;
+        work.taken = 0;
+        work.places = glob::START;
         return 0;
     }
-    let mut walk = Walk { name: work.name, length: work.length, number, places: glob::START };
-    let callback = take_some as unsafe extern "C" fn(u32, *mut Walk) -> i64;
-    // SAFETY: as above.
-    unsafe { bpf_loop(LONGEST.div_ceil(CHUNK), callback as *mut c_void, (&raw mut walk).cast(), 0) };
-    if let Some(glob) = FL_GLOBS.get(number)
-        && walk.places & glob.end != 0
-    {
-        work.rules |= glob.rules;
-    }
-    0
-}
-
-/// Takes the next bytes of a name; 1 if there are no more.
-unsafe extern "C" fn take_some(chunk: u32, walk: *mut Walk) -> i64 {
-    // SAFETY: as above.
-    let walk = unsafe { &mut *walk };
-    let start = chunk * CHUNK;
-    if start >= walk.length {
-        return 1;
-    }
-    let Some(glob) = FL_GLOBS.get(walk.number) else { return 1 };
-    let mut bytes = [0_u8; CHUNK as usize];
-    let from = (walk.name + u64::from(start)) as *const c_void;
+    let mut bytes = 0_u64;
+    let from = (work.name + u64::from(start)) as *const c_void;
     // Names have room for a whole number of words (`struct external_name`, `d_iname`).
     // SAFETY: the helper checks what it reads, and writes as many bytes as there are.
-    unsafe { bpf_probe_read_kernel(bytes.as_mut_ptr().cast(), CHUNK, from) };
-    let mut places = walk.places;
-    for (place, byte) in (start..).zip(bytes) {
-        if place < walk.length {
-            places = glob.step(places, byte);
+    unsafe { bpf_probe_read_kernel((&raw mut bytes).cast(), CHUNK, from) };
+    let mut places = work.places;
+    for place in 0..CHUNK {
+        if start + place < work.length {
+            places = glob.step(places, (bytes >> (8 * place)) as u8);
         }
     }
-    walk.places = places;
+    work.places = places;
+    work.taken = start + CHUNK;
     0
 }

@@ -223,10 +223,6 @@ pub fn sites(op: Op, mechanism: Mechanism, types: &KernelTypes) -> Vec<(Site, Op
             .filter(|(function, _)| there(function))
             .map(|(function, hook)| (site(function, hook.program), Some(hook)))
             .collect(),
-        // All that is made durable goes by it: fsync and fdatasync, msync, and writes of files opened with O_SYNC.
-        Mechanism::Fentry if op == Op::Fsync => {
-            vec![(site("vfs_fsync_range".into(), program::FILE), None)]
-        }
         Mechanism::Fexit if op == Op::Read => {
             let [readv, preadv] = program::READ_VECTOR;
             [("vfs_read", program::READ), ("do_readv", readv), ("do_preadv", preadv)]
@@ -255,7 +251,16 @@ pub fn site_of(call: Sysno, mechanism: Mechanism, types: &KernelTypes) -> Option
         _ => return None,
     };
     let function = function_of(call);
-    types.function(&function).is_ok().then_some(Site { mechanism, function, program })
+    // The types leave out functions that take nothing, for which a breakpoint is enough.
+    let is_there =
+        types.function(&function).is_ok() || mechanism == Mechanism::KprobeOverride && is_symbol(&function);
+    is_there.then_some(Site { mechanism, function, program })
+}
+
+/// Whether the kernel has a function of this name.
+fn is_symbol(name: &str) -> bool {
+    let Ok(symbols) = std::fs::read_to_string("/proc/kallsyms") else { return false };
+    symbols.lines().any(|line| line.split(' ').nth(2) == Some(name))
 }
 
 #[cfg(test)]
