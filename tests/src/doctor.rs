@@ -53,6 +53,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("doctor::use_cgroup_skb", cgroups::cgroup_skb).needs(&[Root, Has(M::CgroupSkb)]),
     Test::new("doctor::use_cgroup_connect", cgroups::cgroup_connect).needs(&[Root, Has(M::CgroupConnect)]),
     Test::new("doctor::use_cgroup_sock", cgroups::cgroup_sock).needs(&[Root, Has(M::CgroupSock)]),
+    Test::new("doctor::use_io_max", cgroups::io_max).needs(&[Root, Has(M::IoMax), Need::Disks]),
     Test::new("doctor::use_lsm", calls::lsm).needs(&[Root, Has(M::Lsm)]),
     Test::new("doctor::use_fentry", calls::fentry).needs(&[Root, Has(M::Fentry)]),
     Test::new("doctor::use_fexit", calls::fexit).needs(&[Root, Has(M::Fexit)]),

@@ -27,6 +27,7 @@ mod profile;
 mod programs;
 mod sever;
 mod shape;
+mod slow;
 
 use harness::Test;
 
@@ -42,6 +43,7 @@ pub fn tests() -> Vec<&'static Test> {
         aim::TESTS,
         by_process::TESTS,
         calls_load::TESTS,
+        slow::TESTS,
         cut::TESTS,
         sever::TESTS,
         profile::TESTS,

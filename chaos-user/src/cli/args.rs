@@ -10,7 +10,10 @@ use clap::{
 };
 use ipnet::IpNet;
 
-use super::call_args::{DenyOptions, FailCommand, IoCommand, SysCommand};
+use super::{
+    call_args::{DenyOptions, FailCommand, SysCommand},
+    slow::FileCommand,
+};
 use crate::{
     spec::{
         Chance, Cut, Exclusion, FaultSpec, Glob, Impairments, Loss, NetSpec, Owner, Peer, Percent, PortRange,
@@ -47,7 +50,7 @@ pub(super) enum Command {
     /// Have what processes do with files fail, take longer, or read what is not there
     Io {
         #[command(subcommand)]
-        command: IoCommand,
+        command: FileCommand,
     },
     /// Have system calls fail or take longer, by their names
     Sys {

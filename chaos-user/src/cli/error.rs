@@ -31,6 +31,19 @@ pub enum CliError {
         "whose calls, or of which files? Say it with --pid, --cgroup, --unit, --container or --path, or write --everything"
     )]
     Unaimed,
+    /// A limit of nobody.
+    #[error("who is slow? Say it with --cgroup, --unit or --container")]
+    WithoutCgroup,
+    /// A limit that would hit whom nothing may hit.
+    #[error(
+        "{who} is in {place}, and a limit of a cgroup is of all in it; start it elsewhere, or aim at another"
+    )]
+    Held {
+        /// The cgroup.
+        place: String,
+        /// Who is in it.
+        who: &'static str,
+    },
     /// Files.
     #[error(transparent)]
     Place(#[from] PlaceError),
@@ -113,6 +126,8 @@ impl CliError {
             Self::Session(SessionError::Dirty(_)) => Code::Dirty,
             Self::NotRoot
             | Self::Unaimed
+            | Self::WithoutCgroup
+            | Self::Held { .. }
             | Self::Place(_)
             | Self::Device(_)
             | Self::Target(_)

@@ -10,6 +10,7 @@ mod net;
 mod owners;
 mod profile;
 mod report;
+mod slow;
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -18,6 +19,7 @@ use clap::Parser;
 use crate::spec::Family;
 use args::{Cli, Command};
 pub use error::CliError;
+use slow::FileCommand;
 
 /// How a command ended: the exit codes of design.md §8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +57,8 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> Result<Code, CliError> 
     let further = args::parse_further(further, &cli)?;
     match cli.command {
         Command::Net { fault, run } => net::run(fault.spec(words)?, further, &run),
-        Command::Io { command } => calls::run(command.typed()?),
+        Command::Io { command: FileCommand::Calls(command) } => calls::run(command.typed()?),
+        Command::Io { command: FileCommand::Slow(options) } => slow::run(options),
         Command::Sys { command } => calls::run(command.typed()?),
         Command::Mem { command } => calls::run(command.typed(Family::Mem)?),
         Command::Fd { command } => calls::run(command.typed(Family::Fd)?),

@@ -206,7 +206,12 @@ fn code(ending: Ending, fired: bool) -> Code {
         Ending::Elapsed if fired => Code::Success,
         Ending::Elapsed => Code::Inconclusive,
         Ending::Signal(_) => Code::Interrupted,
-        Ending::Lapsed(_) | Ending::DeviceGone | Ending::TargetGone | Ending::Unheard => Code::Aborted,
+        Ending::Lapsed(_)
+        | Ending::DeviceGone
+        | Ending::DiskGone
+        | Ending::Overruled
+        | Ending::TargetGone
+        | Ending::Unheard => Code::Aborted,
     }
 }
 

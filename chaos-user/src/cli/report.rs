@@ -73,7 +73,8 @@ impl Reporter {
             );
         }
         let mut out = io::stdout().lock();
-        writeln!(out, "fault {} on {}, seed {}", self.id, plan.place, plan.seed)?;
+        let seed = plan.seed.map_or_else(String::new, |seed| format!(", seed {seed}"));
+        writeln!(out, "fault {} on {}{seed}", self.id, plan.place)?;
         for rule in &plan.rules {
             writeln!(out, "  {:<3}  {}", rule.direction.name(), rule.fault)?;
         }
@@ -152,6 +153,14 @@ impl Reporter {
             if did.len() > 1 || rule.asked.is_none() && !did.is_empty() {
                 writeln!(out, "rule {}: {}", rule.rule, did.join(", "))?;
             }
+        }
+        for rule in rules.iter().filter(|rule| of_bytes(rule)) {
+            let bytes = rule.matched.bytes;
+            writeln!(
+                out,
+                "rule {}: FIRED is all that was limited, held up or not: {bytes} bytes",
+                rule.rule
+            )?;
         }
         if *spared > 0 {
             let calls = rules.iter().any(|rule| rule.direction == Direction::Call);
@@ -245,6 +254,10 @@ fn verdict(ending: Ending, code: Code) -> (&'static str, String) {
             ),
         ),
         Ending::DeviceGone => ("aborted", "the interface is gone".into()),
+        Ending::DiskGone => ("aborted", "the block device is gone".into()),
+        Ending::Overruled => {
+            ("aborted", "somebody else has changed what it had set, which is left so".into())
+        }
         Ending::TargetGone => ("aborted", "whom it was aimed at is gone".into()),
         Ending::Unheard => ("aborted", "nobody reads its output any more".into()),
     }
@@ -259,10 +272,18 @@ fn facts(rule: &RuleReport) -> Value {
         && let Value::Object(facts) = &mut facts
     {
         facts.remove("effects");
+        if of_bytes(rule) {
+            facts.insert("bytes".into(), rule.matched.bytes.into());
+        }
     }
     facts["observed"] = json!(wilson(rule.fired.packets, rule.eligible).map(|_| rate(rule)));
     facts["interval_95"] = json!(wilson(rule.fired.packets, rule.eligible));
     facts
+}
+
+/// Whether it is one of a rate.
+fn of_bytes(rule: &RuleReport) -> bool {
+    rule.direction == Direction::Call && rule.matched.bytes > 0
 }
 
 /// What is said of a hook, and the function it is at.

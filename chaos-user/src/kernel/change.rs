@@ -12,9 +12,10 @@ use super::{
     ethtool::{Ethtool, Feature, SEGMENTATION},
     filter, gone,
     netlink::Netlink,
+    throttle::Throttle,
 };
 
-/// A change to an interface, in the network namespace that the caller has to enter.
+/// A change to an interface, in the network namespace that the caller has to enter, or to a cgroup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "change", rename_all = "snake_case")]
 pub enum Change {
@@ -40,6 +41,8 @@ pub enum Change {
         /// As they were.
         before: Vec<Feature>,
     },
+    /// Limits of a cgroup on a block device. Nobody else has any on both meanwhile.
+    Throttle(Throttle),
 }
 
 impl Change {
@@ -47,9 +50,15 @@ impl Change {
     #[must_use]
     pub fn is_shared(&self) -> bool {
         match self {
-            Self::Filter { .. } => false,
+            Self::Filter { .. } | Self::Throttle(_) => false,
             Self::Clsact { .. } | Self::Features { .. } => true,
         }
+    }
+
+    /// Whether it is in a network namespace, which has to be entered to take it back.
+    #[must_use]
+    pub fn is_in_netns(&self) -> bool {
+        self.throttle().is_none()
     }
 
     /// Takes it back. What is gone, or was never made, is no error.
@@ -65,6 +74,7 @@ impl Change {
                 let set = Ethtool::open(*ifindex).and_then(|ethtool| ethtool.set(before));
                 gone::is_nothing(set).map(drop)
             }
+            Self::Throttle(throttle) => throttle.undo(),
         }
     }
 
@@ -73,7 +83,16 @@ impl Change {
     pub fn program(&self) -> Option<u32> {
         match self {
             Self::Filter { program, .. } => Some(*program),
-            Self::Clsact { .. } | Self::Features { .. } => None,
+            Self::Clsact { .. } | Self::Features { .. } | Self::Throttle(_) => None,
+        }
+    }
+
+    /// The limits of a cgroup, if it is these.
+    #[must_use]
+    pub fn throttle(&self) -> Option<&Throttle> {
+        match self {
+            Self::Throttle(throttle) => Some(throttle),
+            Self::Filter { .. } | Self::Clsact { .. } | Self::Features { .. } => None,
         }
     }
 }

@@ -60,11 +60,13 @@ pub enum Mechanism {
     SchNetem,
     /// The interface that gives arriving packets a queue.
     Ifb,
+    /// Limits of a cgroup on a block device.
+    IoMax,
 }
 
 impl Mechanism {
     /// All, in the order the doctor prints them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         M::Btf,
         M::TestRun,
         M::XdpNative,
@@ -78,6 +80,7 @@ impl Mechanism {
         M::CgroupSkb,
         M::CgroupConnect,
         M::CgroupSock,
+        M::IoMax,
         M::Lsm,
         M::Fentry,
         M::Fexit,
@@ -121,6 +124,7 @@ impl Mechanism {
             M::SchFq => "sch_fq",
             M::SchNetem => "sch_netem",
             M::Ifb => "ifb",
+            M::IoMax => "io_max",
         }
     }
 
@@ -159,6 +163,9 @@ impl Mechanism {
             M::SchFq => "load the module sch_fq, or use a kernel that has it (CONFIG_NET_SCH_FQ)",
             M::SchNetem => "load the module sch_netem (CONFIG_NET_SCH_NETEM); no fault needs it",
             M::Ifb => "load the module ifb, or use a kernel that has it (CONFIG_IFB)",
+            M::IoMax => {
+                "boot with cgroup_no_v1=blkio a kernel that has CONFIG_BLK_CGROUP=y and CONFIG_BLK_DEV_THROTTLING=y"
+            }
         }
     }
 }
@@ -201,6 +208,8 @@ pub enum Fault {
     IoDelay,
     /// What was read is wrong.
     IoCorrupt,
+    /// A cgroup is slow with a block device.
+    IoSlow,
     /// System calls fail; of what is done to files, `fsync` is one.
     SysError,
     /// System calls take longer.
@@ -236,6 +245,7 @@ impl Fault {
             Self::IoError => "io error",
             Self::IoDelay => "io delay",
             Self::IoCorrupt => "io corrupt",
+            Self::IoSlow => "io slow",
             Self::SysError => "sys error, fsync",
             Self::SysDelay => "sys delay",
             Self::MemError => "mem error",
@@ -318,6 +328,7 @@ pub const WAYS: &[Way] = &[
     call(Fault::IoDelay,   M::Fentry),
     call(Fault::IoDelay,   M::RawTracepoint),
     way(Fault::IoCorrupt, Direction::Call, M::Fexit, &[M::Btf, M::BpfLoop, M::ProbeWriteUser]),
+    way(Fault::IoSlow, Direction::Call, M::IoMax, &[M::CgroupV2]),
     call(Fault::SysError,  M::FmodRetSyscall),
     call(Fault::SysError,  M::KprobeOverride),
     call(Fault::SysDelay,  M::Fentry),
@@ -370,7 +381,7 @@ mod tests {
             assert!(seen.insert(mechanism), "{mechanism} twice");
         }
         // The last variant: whoever adds one is reminded of the list.
-        assert_eq!(M::Ifb as usize + 1, M::ALL.len());
+        assert_eq!(M::IoMax as usize + 1, M::ALL.len());
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub mod prod;
 pub mod programs;
 pub mod sockets;
 pub mod sys;
+pub mod throttle;
 
 use std::io;
 

@@ -67,7 +67,7 @@ impl CallRun {
             device: None,
             ifindex: 0,
             rules: plan.rules.iter().map(record).collect(),
-            seed: plan.seed,
+            seed: Some(plan.seed),
             duration: plan.duration,
             protected: String::new(),
             spares_a_session: false,
@@ -99,14 +99,14 @@ impl Run for CallRun {
             hook: it.site.mechanism,
             function: Some(it.site.function.clone()),
             why: it.why.clone(),
-            program_id: it.program,
+            program_id: Some(it.program),
             link_id: it.link,
         };
         self.programs.attached().iter().map(record).collect()
     }
 
-    fn map_ids(&self) -> kernel::Result<MapIds> {
-        self.programs.map_ids()
+    fn map_ids(&self) -> kernel::Result<Option<MapIds>> {
+        self.programs.map_ids().map(Some)
     }
 
     fn expire(&mut self, tick: u64) -> kernel::Result<()> {

@@ -22,6 +22,7 @@ use crate::kernel::{
     counters::MapIds,
     mechanism::Mechanism,
     peers::ProfileIds,
+    throttle::Tally,
 };
 
 /// Where records lie.
@@ -54,8 +55,8 @@ pub struct HookRecord {
     pub function: Option<String>,
     /// Why by that.
     pub why: String,
-    /// The kernel's number of the program.
-    pub program_id: u32,
+    /// The kernel's number of the program, if it is one.
+    pub program_id: Option<u32>,
     /// The kernel's number of the link, if a link holds it.
     pub link_id: Option<u32>,
 }
@@ -83,8 +84,8 @@ pub enum Entry {
     Prepared {
         /// The hooks.
         hooks: Vec<HookRecord>,
-        /// The maps to follow it by.
-        maps: MapIds,
+        /// The maps to follow it by, if it has programs.
+        maps: Option<MapIds>,
     },
     /// Its profile, which others may change.
     Profile {
@@ -99,6 +100,9 @@ pub enum Entry {
         at_ns: u64,
         /// Until when, if that was said.
         until_ns: Option<u64>,
+        /// What had been counted before of what its changes are about.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        counted: Vec<Tally>,
     },
 }
 
@@ -116,8 +120,8 @@ pub struct Begun {
     pub netns: u64,
     /// The rules.
     pub rules: Vec<RuleRecord>,
-    /// Seed of the random numbers.
-    pub seed: u64,
+    /// Seed of the random numbers, if there are any.
+    pub seed: Option<u64>,
 }
 
 /// The owner's side of a record.

@@ -7,8 +7,10 @@ use serde::Serialize;
 
 use super::{Begun, HookRecord, Record};
 use crate::kernel::{
+    change::Change,
     clock::{self, Ticks},
-    counters::{Counters, MapIds},
+    counters::Counters,
+    throttle,
 };
 
 /// Where in its life a fault is.
@@ -52,14 +54,32 @@ impl Live {
         let now = clock::monotonic();
         let remaining = record.until().map(|until| Duration::from_nanos(until.saturating_sub(now)));
         let (hooks, maps) = record.prepared().unzip();
-        // The maps go with their owner: one that ends just now has nothing to be counted any more.
-        let read = maps.and_then(|maps: MapIds| maps.read(begun.rules.len() as u32).ok());
-        let (control, counters) = read.unzip();
-        let tick = Ticks::read().map_or(0, |ticks| ticks.at(now));
-        let state = control.map_or(State::Preparing, |control| state(control, tick, remaining));
+        let (state, counters) = match maps {
+            None => (State::Preparing, None),
+            Some(None) => limited(record),
+            // The maps go with their owner: one that ends just now has nothing to be counted any more.
+            Some(Some(maps)) => {
+                let (control, counters) = maps.read(begun.rules.len() as u32).ok().unzip();
+                let tick = Ticks::read().map_or(0, |ticks| ticks.at(now));
+                let state = control.map_or(State::Preparing, |control| state(control, tick, remaining));
+                (state, counters)
+            }
+        };
         let hooks = hooks.unwrap_or_default().to_vec();
         Some(Self { id: record.id.clone(), state, begun, hooks, counters, remaining })
     }
+}
+
+/// Of a run that has only changed what others have made: it acts as long as that is changed.
+fn limited(record: &Record) -> (State, Option<Counters>) {
+    let changes = record.changes();
+    let throttles: Vec<_> = changes.iter().filter_map(Change::throttle).cloned().collect();
+    let is_set = throttles.iter().any(|throttle| throttle.is_set().is_ok_and(|set| set));
+    let before = record.counted();
+    let now: Option<Vec<_>> = throttles.iter().map(|throttle| throttle.tally().ok().flatten()).collect();
+    let counters = now.filter(|_| before.len() == throttles.len());
+    let counters = counters.map(|now| throttle::counters(&throttles, before, &now));
+    (if is_set { State::Armed } else { State::Disarmed }, counters)
 }
 
 /// By the control block at this tick.

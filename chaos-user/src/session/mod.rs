@@ -13,6 +13,7 @@ mod process;
 mod profile;
 mod record;
 mod report;
+mod slow;
 mod sweep;
 mod undo;
 mod verify;
@@ -33,6 +34,7 @@ pub use process::Process;
 pub use profile::{ApplyError, Target as ProfileRun};
 pub use record::Record;
 pub use report::{RuleReport, RunReport};
+pub use slow::{SlowPlan, SlowPreview, SlowRule};
 pub use sweep::{SweepError, Swept, stop, sweep};
 pub use verify::Dirty;
 pub use watch::{Ending, Observer, Signals, watch};
@@ -44,6 +46,7 @@ use crate::{
         clock::{self, Ticks},
         counters::{Counters, MapIds},
         mechanism::Mechanism,
+        throttle::{Tally, ThrottleError},
     },
     target::{self, CgroupError, Target},
 };
@@ -51,6 +54,7 @@ use calls::CallRun;
 use journal::Journal;
 use lease::Lease;
 use net::NetRun;
+use slow::SlowRun;
 
 /// A fault that could not be prepared, or whose owner lost hold of it.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +77,9 @@ pub enum SessionError {
     /// Nothing on this kernel by which calls could be hit.
     #[error(transparent)]
     Calls(#[from] CallsError),
+    /// A cgroup that cannot be limited.
+    #[error(transparent)]
+    Throttle(#[from] ThrottleError),
     /// The target has gone meanwhile.
     #[error(transparent)]
     Target(#[from] CgroupError),
@@ -100,8 +107,15 @@ trait Run: fmt::Debug {
     /// The hooks in use.
     fn hooks(&self) -> Vec<HookRecord>;
 
-    /// By what others follow it.
-    fn map_ids(&self) -> kernel::Result<MapIds>;
+    /// By what others follow it, if it has programs.
+    fn map_ids(&self) -> kernel::Result<Option<MapIds>> {
+        Ok(None)
+    }
+
+    /// What has been counted of what its changes are about, before it is armed.
+    fn counted(&mut self) -> kernel::Result<Vec<Tally>> {
+        Ok(Vec::new())
+    }
 
     /// What else is written down once it is prepared.
     fn more_entries(&mut self) -> kernel::Result<Vec<Entry>> {
@@ -122,9 +136,9 @@ trait Run: fmt::Debug {
     /// Whom it is aimed at; nobody if at everybody.
     fn targets(&self) -> &[Target];
 
-    /// Whether that on which it acts is gone.
-    fn is_gone(&self) -> kernel::Result<bool> {
-        Ok(false)
+    /// What of that on which it acts has ended it, if anything has.
+    fn ending(&self) -> kernel::Result<Option<Ending>> {
+        Ok(None)
     }
 
     /// Whether anything changes while it runs.
@@ -172,8 +186,8 @@ pub struct Facts {
     ifindex: u32,
     /// The rules.
     pub rules: Vec<RuleRecord>,
-    /// Seed of the random numbers.
-    pub seed: u64,
+    /// Seed of the random numbers, if there are any.
+    pub seed: Option<u64>,
     /// How long; until interrupted if it does not say.
     pub duration: Option<Duration>,
     /// What is left alone whatever the rules say.
@@ -207,6 +221,15 @@ impl Prepared {
     /// [`SessionError`]; what was done until then is undone.
     pub fn of_calls(plan: CallPlan) -> Result<Self, SessionError> {
         Self::begin(CallRun::facts(&plan), |_| Ok(Box::new(CallRun::attach(plan)?)))
+    }
+
+    /// Looks what is to be limited, and writes it down.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError`]; nothing has been changed.
+    pub fn of_slow(plan: SlowPlan) -> Result<Self, SessionError> {
+        Self::begin(SlowRun::facts(&plan), |journal| Ok(Box::new(SlowRun::prepare(plan, journal)?)))
     }
 
     fn begin(
@@ -298,7 +321,8 @@ impl Prepared {
     fn switch_on(&mut self, now: u64, until: Option<u64>) -> Result<Lease, SessionError> {
         let ticks = Ticks::read()?;
         self.run.expire(ticks.at(until.unwrap_or(u64::MAX)))?;
-        self.journal.append(&Entry::Armed { at_ns: now, until_ns: until })?;
+        let counted = self.run.counted()?;
+        self.journal.append(&Entry::Armed { at_ns: now, until_ns: until, counted })?;
         Ok(Lease::begin(&mut *self.run, ticks, now)?)
     }
 

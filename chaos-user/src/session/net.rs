@@ -10,7 +10,8 @@ use chaos_ebpf::abi::{Control, DIRECTIONS, Direction};
 use ipnet::IpNet;
 
 use super::{
-    Entry, Facts, HookRecord, RuleRecord, Run, RunReport, SessionError, journal::Journal, report::report,
+    Ending, Entry, Facts, HookRecord, RuleRecord, Run, RunReport, SessionError, journal::Journal,
+    report::report,
 };
 use crate::{
     fault::{Rule, Tables},
@@ -96,7 +97,7 @@ impl NetRun {
             device: plan.device.as_ref().map(|device| device.name.clone()),
             ifindex: plan.device.as_ref().map_or(0, |device| device.ifindex),
             rules: plan.rules.iter().map(rule_record).collect(),
-            seed: plan.seed,
+            seed: Some(plan.seed),
             duration: plan.duration,
             protected: plan.protected.to_string(),
             spares_a_session: plan.protected.session.is_some(),
@@ -175,8 +176,8 @@ impl Run for NetRun {
         self.attachments.iter().map(hook_record).collect()
     }
 
-    fn map_ids(&self) -> kernel::Result<MapIds> {
-        self.programs.map_ids()
+    fn map_ids(&self) -> kernel::Result<Option<MapIds>> {
+        self.programs.map_ids().map(Some)
     }
 
     fn more_entries(&mut self) -> kernel::Result<Vec<Entry>> {
@@ -208,13 +209,13 @@ impl Run for NetRun {
     }
 
     /// Those of cgroups go with these, which is looked at elsewhere.
-    fn is_gone(&self) -> kernel::Result<bool> {
+    fn ending(&self) -> kernel::Result<Option<Ending>> {
         for attachment in self.attachments.iter().filter(|it| it.direction != Direction::Connect) {
             if !attachment.alive()? {
-                return Ok(true);
+                return Ok(Some(Ending::DeviceGone));
             }
         }
-        Ok(false)
+        Ok(None)
     }
 
     fn is_ramped(&self) -> bool {
@@ -323,7 +324,7 @@ fn hook_record(attachment: &Attachment) -> HookRecord {
         hook: attachment.mechanism,
         function: None,
         why: attachment.why.clone(),
-        program_id: attachment.program,
+        program_id: Some(attachment.program),
         link_id: attachment.link(),
     }
 }

@@ -12,7 +12,7 @@ use nix::{
 };
 
 use super::journal::{Begun, DIRECTORY, Entry, HookRecord, Result, error, remove};
-use crate::kernel::{change::Change, counters::MapIds, peers::ProfileIds};
+use crate::kernel::{change::Change, counters::MapIds, peers::ProfileIds, throttle::Tally};
 
 /// Somebody's record, as far as it was written.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,9 +81,9 @@ impl Record {
         })
     }
 
-    /// The hooks in use, and the maps to follow the run by.
+    /// The hooks in use, and the maps to follow the run by if it has any.
     #[must_use]
-    pub fn prepared(&self) -> Option<(&[HookRecord], MapIds)> {
+    pub fn prepared(&self) -> Option<(&[HookRecord], Option<MapIds>)> {
         self.entries.iter().find_map(|entry| match entry {
             Entry::Prepared { hooks, maps } => Some((&hooks[..], *maps)),
             _ => None,
@@ -121,6 +121,16 @@ impl Record {
             Entry::Armed { until_ns, .. } => *until_ns,
             _ => None,
         })
+    }
+
+    /// What had been counted before it was armed of what its changes are about.
+    #[must_use]
+    pub fn counted(&self) -> &[Tally] {
+        let armed = self.entries.iter().find_map(|entry| match entry {
+            Entry::Armed { counted, .. } => Some(&counted[..]),
+            _ => None,
+        });
+        armed.unwrap_or_default()
     }
 
     /// The record as it is now; nothing if it has been removed.

@@ -70,14 +70,20 @@ pub(super) fn take_back(
     }
     let held = hold().map_err(Dirty::journal)?;
     let shared = of_others(id, netns).map_err(Dirty::journal)?;
-    let undo = || -> kernel::Result<()> {
-        let ours = changes.iter().rev().filter(|change| !(change.is_shared() && shared.contains(change)));
-        // All of them, whatever becomes of one.
-        let undone: Vec<_> = ours.map(Change::undo).collect();
-        undone.into_iter().collect()
-    };
-    // A namespace that is gone has taken its interfaces with all that was on them.
-    let done = target::within_netns(netns, undo).map_err(|error| Dirty::namespace(&error))?;
-    done.unwrap_or(Ok(())).map_err(Dirty::unknown)?;
+    let ours = changes.iter().rev().filter(|change| !(change.is_shared() && shared.contains(change)));
+    let (there, here): (Vec<_>, Vec<_>) = ours.partition(|change| change.is_in_netns());
+    let undone = undo(&here);
+    if !there.is_empty() {
+        // A namespace that is gone has taken its interfaces with all that was on them.
+        let done = target::within_netns(netns, || undo(&there)).map_err(|error| Dirty::namespace(&error))?;
+        done.unwrap_or(Ok(())).map_err(Dirty::unknown)?;
+    }
+    undone.map_err(Dirty::unknown)?;
     Ok(Some(held))
+}
+
+/// All of them, whatever becomes of one.
+fn undo(changes: &[&Change]) -> kernel::Result<()> {
+    let undone: Vec<_> = changes.iter().map(|change| change.undo()).collect();
+    undone.into_iter().collect()
 }

@@ -39,33 +39,53 @@ impl Dirty {
     }
 }
 
-/// Waits until no link and no program of these hooks is there any more. A filter goes with its program: while
-/// there is one, it holds the other.
+/// Waits until no link and no program of these hooks is there any more, and no limit. A filter goes with its program:
+/// while there is one, it holds the other.
 pub(super) fn gone(hooks: &[HookRecord], changes: &[Change]) -> Result<(), Dirty> {
     let deadline = Instant::now() + GRACE;
     loop {
         let left = left(hooks, changes).map_err(Dirty::unknown)?;
         let Some(first) = left.first() else { return Ok(()) };
         if Instant::now() >= deadline {
-            let what = format!("after {GRACE:?} there are still {}", left.join(", "));
-            return Err(Dirty { what, remedy: format!("bpftool {first}") });
+            let names: Vec<_> = left.iter().map(|left| left.name.as_str()).collect();
+            let what = format!("after {GRACE:?} there are still {}", names.join(", "));
+            return Err(Dirty { what, remedy: first.remedy.clone() });
         }
         thread::sleep(PAUSE);
     }
 }
 
-/// What is left, each as `bpftool` takes it.
-fn left(hooks: &[HookRecord], changes: &[Change]) -> kernel::Result<Vec<String>> {
+/// Something that is left.
+struct Left {
+    name: String,
+    remedy: String,
+}
+
+impl Left {
+    /// As `bpftool` takes it.
+    fn bpf(name: String) -> Self {
+        Self { remedy: format!("bpftool {name}"), name }
+    }
+}
+
+fn left(hooks: &[HookRecord], changes: &[Change]) -> kernel::Result<Vec<Left>> {
     let mut left = Vec::new();
-    for link in hooks.iter().filter_map(|hook| hook.link_id) {
-        if sys::open(Kind::Link, link)?.is_some() {
-            left.push(format!("link show id {link}"));
+    for throttle in changes.iter().filter_map(Change::throttle) {
+        if throttle.is_set()? {
+            let name = format!("limits of {} on {}", throttle.folder.display(), throttle.device);
+            left.push(Left { name, remedy: throttle.remedy() });
         }
     }
-    let programs = hooks.iter().map(|hook| hook.program_id).chain(changes.iter().filter_map(Change::program));
+    for link in hooks.iter().filter_map(|hook| hook.link_id) {
+        if sys::open(Kind::Link, link)?.is_some() {
+            left.push(Left::bpf(format!("link show id {link}")));
+        }
+    }
+    let programs =
+        hooks.iter().filter_map(|hook| hook.program_id).chain(changes.iter().filter_map(Change::program));
     for program in programs {
         if sys::open(Kind::Program, program)?.is_some() {
-            left.push(format!("prog show id {program}"));
+            left.push(Left::bpf(format!("prog show id {program}")));
         }
     }
     Ok(left)

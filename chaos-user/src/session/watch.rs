@@ -38,6 +38,10 @@ pub enum Ending {
     Lapsed(Lapsed),
     /// The interface is gone.
     DeviceGone,
+    /// The block device is gone.
+    DiskGone,
+    /// Somebody else has changed what it had set.
+    Overruled,
     /// All that was aimed at is gone.
     TargetGone,
     /// Nobody reads what it prints.
@@ -166,6 +170,6 @@ impl Armed {
         if !targets.is_empty() && !targets.iter().any(Target::exists) {
             return Ok(Some(Ending::TargetGone));
         }
-        Ok(self.prepared.run.is_gone()?.then_some(Ending::DeviceGone))
+        self.prepared.run.ending()
     }
 }

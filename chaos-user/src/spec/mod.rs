@@ -13,6 +13,7 @@ mod profile;
 mod question;
 mod ramp;
 mod select;
+mod slow;
 mod units;
 
 pub use call::{
@@ -32,6 +33,7 @@ pub use ramp::Ramp;
 pub use select::{
     PortRange, Protocol, Selectors, parse_count, parse_duration, parse_network, parse_pid, parse_whole,
 };
+pub use slow::{SlowOp, SlowSpec, Speed};
 pub use units::show_rate;
 
 /// Text that means nothing we know.

@@ -73,6 +73,43 @@ pub(super) fn size(text: &str) -> Result<u64, Invalid> {
         .ok_or_else(|| Invalid::new("not a size; write it in bytes or as 16kb or 1mb, at most 1024mb"))
 }
 
+/// Bytes per second: `1mb`, `500kb/s`, `1mib/s`; a kilobyte is 1,000 bytes and a kibibyte 1,024.
+///
+/// # Errors
+///
+/// [`Invalid`] for anything else.
+pub(super) fn speed(text: &str) -> Result<u64, Invalid> {
+    // Longest first, so that none hides another.
+    const UNITS: [(&str, f64); 9] = [
+        ("tib", 1_099_511_627_776.0),
+        ("gib", 1_073_741_824.0),
+        ("mib", 1_048_576.0),
+        ("kib", 1024.0),
+        ("tb", 1e12),
+        ("gb", 1e9),
+        ("mb", 1e6),
+        ("kb", 1e3),
+        ("b", 1.0),
+    ];
+    let lower = text.to_ascii_lowercase();
+    let amount = lower.strip_suffix("/s").unwrap_or(&lower);
+    let found = UNITS.iter().find_map(|(unit, times)| Some((amount.strip_suffix(unit)?, times)));
+    let bad = || Invalid::new("not a rate; write it as 1mb/s, 500kib/s or 100 iops");
+    let (number, times) = found.ok_or_else(bad)?;
+    let number = number.parse::<f64>().ok().filter(|number| number.is_finite() && *number >= 0.0);
+    Ok((number.ok_or_else(bad)? * times).round() as u64)
+}
+
+/// Bytes in the largest unit that leaves no fraction.
+pub(super) fn show_bytes(bytes: u64) -> String {
+    for (unit, times) in [("gb", 1_000_000_000), ("mb", 1_000_000), ("kb", 1000)] {
+        if bytes >= times && bytes.is_multiple_of(times) {
+            return format!("{}{unit}", bytes / times);
+        }
+    }
+    format!("{bytes}b")
+}
+
 /// Bytes that a packet takes more, or fewer, than its own.
 ///
 /// # Errors

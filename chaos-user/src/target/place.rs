@@ -21,7 +21,7 @@ use procfs::process::Process;
 use super::{CgroupError, Target};
 use crate::{
     fault::glob,
-    kernel::{self, calls::Identifier},
+    kernel::{self, calls::Identifier, throttle::BlockDevice},
     spec::{DeviceSpec, Invalid, PathSpec},
 };
 
@@ -51,6 +51,16 @@ pub enum PlaceError {
         device: DeviceSpec,
         /// The kernel's answer.
         source: io::Error,
+    },
+    /// A file system of which it is not known on what device it lies.
+    #[error(
+        "--path {path}: its file system is on no block device of its own ({device}); name the device with --dev-block"
+    )]
+    NoDevice {
+        /// What was asked for.
+        path: PathSpec,
+        /// The number that stands for one.
+        device: BlockDevice,
     },
     /// The processes that are aimed at.
     #[error(transparent)]
@@ -99,22 +109,7 @@ impl Places {
     ///
     /// [`PlaceError`].
     pub fn new(targets: &[Target]) -> Result<Self, PlaceError> {
-        let own = identity("/proc/self")
-            .ok_or_else(|| proc("stat /proc/self/root")(io::ErrorKind::NotFound.into()))?;
-        let mut known = BTreeSet::new();
-        let mut roots = Vec::new();
-        for target in targets {
-            for process in target.processes()? {
-                let Some(there) = identity(&format!("/proc/{process}")) else { continue };
-                if known.insert(there) {
-                    roots.push(Root::new((there != own).then_some(process))?);
-                }
-            }
-        }
-        if roots.is_empty() {
-            roots.push(Root::new(None)?);
-        }
-        Ok(Self { kernel: Identifier::new()?, roots })
+        Ok(Self { kernel: Identifier::new()?, roots: roots(targets)? })
     }
 
     /// What is meant by a path, and all that is mounted beneath it.
@@ -168,6 +163,57 @@ impl Places {
         let program = known(Path::new("/proc/self/exe"))?;
         let loader = loader()?.map(|path| known(&path)).transpose()?.unwrap_or_default();
         Ok([program, loader])
+    }
+}
+
+/// The roots of these processes, each once; the caller's own if there are none.
+fn roots(targets: &[Target]) -> Result<Vec<Root>, PlaceError> {
+    let own =
+        identity("/proc/self").ok_or_else(|| proc("stat /proc/self/root")(io::ErrorKind::NotFound.into()))?;
+    let mut known = BTreeSet::new();
+    let mut roots = Vec::new();
+    for target in targets {
+        for process in target.processes()? {
+            let Some(there) = identity(&format!("/proc/{process}")) else { continue };
+            if known.insert(there) {
+                roots.push(Root::new((there != own).then_some(process))?);
+            }
+        }
+    }
+    if roots.is_empty() {
+        roots.push(Root::new(None)?);
+    }
+    Ok(roots)
+}
+
+/// The devices on which the file systems lie of what these processes mean by a path.
+///
+/// # Errors
+///
+/// [`PlaceError`] if it is nowhere, or its file system on no device.
+pub fn devices_of(spec: &PathSpec, targets: &[Target]) -> Result<BTreeSet<BlockDevice>, PlaceError> {
+    let mut found = BTreeSet::new();
+    let mut missing = None;
+    for root in roots(targets)? {
+        let file = match root.open(Path::new(&spec.path)) {
+            Ok(file) => File::from(file),
+            Err(errno) => {
+                let source = io::Error::from(errno);
+                missing = Some(PlaceError::Missing { path: spec.clone(), root: root.process, source });
+                continue;
+            }
+        };
+        let number = file.metadata().map_err(proc("fstat"))?.dev();
+        let device = BlockDevice { major: libc::major(number), minor: libc::minor(number) };
+        // Those of kernel file systems, of overlays and of btrfs.
+        if device.major == 0 {
+            return Err(PlaceError::NoDevice { path: spec.clone(), device });
+        }
+        found.insert(device);
+    }
+    match missing {
+        Some(missing) if found.is_empty() => Err(missing),
+        _ => Ok(found),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Programs on a cgroup of our own: they act on the process in it, and on no other.
 
 use std::{
+    fs,
     net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsFd, OwnedFd},
     time::Duration,
@@ -69,6 +70,22 @@ pub(super) fn cgroup_sock() -> Result {
     let kind = bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK;
     let hook = bpf_attach_type::BPF_CGROUP_INET_SOCK_CREATE;
     check(hook, libc::EPERM, made, |cgroup| attach(cgroup, kind, hook, &Code::default().exit(0)))
+}
+
+/// A limit is there once it is written, and no longer when it is taken away.
+pub(super) fn io_max() -> Result {
+    let cgroup = Cgroup::new()?;
+    let path = cgroup.path().join("io.max");
+    let device = fs::read_to_string("/sys/class/block/nullb0/dev").context("nullb0")?;
+    let device = device.trim();
+    for (limit, left) in
+        [("1000000", format!("{device} rbps=1000000 wbps=max riops=max wiops=max\n")), ("max", "".into())]
+    {
+        fs::write(&path, format!("{device} rbps={limit}")).context(path.display())?;
+        let text = fs::read_to_string(&path).context(path.display())?;
+        ensure!(text == left, "rbps={limit}: {text:?}");
+    }
+    Ok(())
 }
 
 /// The action gives this errno in the cgroup while the program is there, and goes well otherwise.

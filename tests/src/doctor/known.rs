@@ -71,6 +71,7 @@ const KERNELS: &[Known] = &[
         missing: &[
             (M::SchFq, "ENOENT"),
             (M::SchNetem, "ENOENT"),
+            (M::IoMax, "cgroup v1 has it as blkio"),
             (M::Lsm, "EPERM"),
             (M::Fentry, "EPERM"),
             (M::Fexit, "EPERM"),

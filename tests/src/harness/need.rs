@@ -12,7 +12,7 @@ use chaos_user::kernel::{
     probe::{self, Report},
 };
 
-use crate::{cgroup, doctor};
+use crate::{cgroup, doctor, slow};
 
 /// Something a test cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,6 +27,8 @@ pub enum Need {
     UnifiedCgroups,
     /// A kernel of which it is written down what it can do.
     KnownKernel,
+    /// Two disks that keep nothing.
+    Disks,
     /// A program, wherever [`program`] finds it.
     Program(&'static str),
 }
@@ -49,6 +51,8 @@ impl Need {
     pub const CgroupSock: Self = Self::Mechanism(Mechanism::CgroupSock);
     /// `connect(2)` that fails as it is told to.
     pub const CgroupConnect: Self = Self::Mechanism(Mechanism::CgroupConnect);
+    /// Limits of a cgroup on a block device.
+    pub const IoMax: Self = Self::Mechanism(Mechanism::IoMax);
 }
 
 impl fmt::Display for Need {
@@ -59,6 +63,7 @@ impl fmt::Display for Need {
             Self::Without(mechanism) => write!(formatter, "without:{}", mechanism.name()),
             Self::UnifiedCgroups => formatter.write_str("unified_cgroups"),
             Self::KnownKernel => formatter.write_str("known_kernel"),
+            Self::Disks => formatter.write_str("disks"),
             Self::Program(name) => write!(formatter, "program:{name}"),
         }
     }
@@ -85,6 +90,7 @@ impl Machine {
                 require(unified, || "cgroup v1 is in use here, and containers are in its cgroups".into())
             }
             Need::KnownKernel => doctor::known_kernel(),
+            Need::Disks => slow::has_disks(),
             Need::Program(name) => require(program(name).is_some(), || "not installed".into()),
         }
     }

@@ -70,6 +70,7 @@ prepare() {
 	[ -e /dev/net/tun ] || $busybox mknod /dev/net/tun c 10 200
 	[ -e /dev/fd ] || $busybox ln -s /proc/self/fd /dev/fd
 	load_modules network
+	load_modules block
 	$busybox ip link set lo up
 	$busybox hostname guest
 }

@@ -47,11 +47,15 @@ const NETWORK_MODULES: &[&str] = &[
     "8021q",
 ];
 
+/// Modules with which there are block devices, and a file system for them.
+const BLOCK_MODULES: &[&str] = &["null_blk", "loop", "ext4"];
+
 /// Modules for guests that see the host's files.
 const HOST_ROOT_MODULES: &[&str] = &["virtio_pci", "virtiofs", "overlay"];
 
-/// Parameters of modules, be they loaded or built in: no interface that nobody made.
-const MODULE_PARAMETERS: &[(&str, &str)] = &[("ifb", "numifbs=0"), ("dummy", "numdummies=0")];
+/// Parameters of modules, be they loaded or built in: no interface that nobody made, and two disks that keep nothing.
+const MODULE_PARAMETERS: &[(&str, &str)] =
+    &[("ifb", "numifbs=0"), ("dummy", "numdummies=0"), ("null_blk", "nr_devices=2")];
 
 /// Programs of the host copied into the guest with their libraries.
 const PROGRAMS: &[&str] = &["bash", "ip", "tc"];
@@ -141,7 +145,9 @@ fn base_key(kernel: &Kernel) -> Result<String> {
         files.push(find_program(program)?);
     }
     files.extend(kernel.modules.iter().map(|dir| dir.join("modules.builtin")));
-    let mut key = format!("{NETWORK_MODULES:?}\n{HOST_ROOT_MODULES:?}\n{MODULE_PARAMETERS:?}\n{ETC:?}\n");
+    let mut key = format!(
+        "{NETWORK_MODULES:?}\n{BLOCK_MODULES:?}\n{HOST_ROOT_MODULES:?}\n{MODULE_PARAMETERS:?}\n{ETC:?}\n"
+    );
     for file in files {
         let metadata = fs::metadata(&file).with_context(|| format!("looking at {}", file.display()))?;
         let modified = metadata.modified().with_context(|| format!("looking at {}", file.display()))?;
@@ -200,7 +206,8 @@ fn add_program(archive: &mut Archive, name: &str) -> Result<()> {
 fn add_modules(archive: &mut Archive, kernel: &Kernel) -> Result<()> {
     let tree = kernel.modules.as_deref().map(Tree::read).transpose()?;
     let mut done = BTreeSet::new();
-    for (list, names) in [("host-root", HOST_ROOT_MODULES), ("network", NETWORK_MODULES)] {
+    let lists = [("host-root", HOST_ROOT_MODULES), ("network", NETWORK_MODULES), ("block", BLOCK_MODULES)];
+    for (list, names) in lists {
         let mut lines = String::new();
         // A kernel without modules has built in whatever it has.
         let plan = tree.as_ref().map(|tree| tree.plan(names)).transpose()?.unwrap_or_default();

@@ -14,6 +14,7 @@ use super::{Answer, M, Refusal, insn::Code, mounts};
 use crate::kernel::{
     Error, Result,
     sys::{self, Program, Target},
+    throttle,
 };
 
 /// Of the cgroup's name; the rest is the PID.
@@ -43,6 +44,7 @@ pub(super) fn probe() -> Vec<(M, Answer)> {
         (M::CgroupSkb, answer(cgroup.skb())),
         (M::CgroupConnect, answer(cgroup.connect())),
         (M::CgroupSock, answer(cgroup.sock())),
+        (M::IoMax, io_max(&cgroup.path)),
     ]
 }
 
@@ -50,10 +52,19 @@ fn answer(result: Result<()>) -> Answer {
     result.map(|()| None).map_err(Refusal::from)
 }
 
+/// Whether the cgroup has limits, which it has as soon as it is there.
+fn io_max(cgroup: &Path) -> Answer {
+    match throttle::missing(cgroup)? {
+        None => Ok(None),
+        Some((cause, remedy)) => Err(Refusal::Missing { cause, remedy: Some(remedy) }),
+    }
+}
+
 /// Without a cgroup there is nothing to attach to.
 fn without(refusal: &dyn Fn() -> Refusal) -> Vec<(M, Answer)> {
     let untried = || Err(Refusal::Untried("not tried: there is no cgroup v2 to try it on".into()));
-    let rest = [M::CgroupSkb, M::CgroupConnect, M::CgroupSock].map(|mechanism| (mechanism, untried()));
+    let rest =
+        [M::CgroupSkb, M::CgroupConnect, M::CgroupSock, M::IoMax].map(|mechanism| (mechanism, untried()));
     [(M::CgroupV2, Err(refusal()))].into_iter().chain(rest).collect()
 }
 
