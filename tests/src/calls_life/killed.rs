@@ -1,0 +1,90 @@
+//! The owner is killed.
+
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
+
+use nix::sys::signal::Signal;
+
+use super::scene::{NEEDS, PATIENCE, Scene};
+use crate::{
+    ensure,
+    error::{Context, Failure, Result},
+    faultline::Faultline,
+    harness::{Test, is_emulated},
+    life::{
+        killed::fraction,
+        scene::{RECORDS, records},
+    },
+};
+
+pub(super) const TESTS: &[Test] =
+    &[Test::new("calls_life::killed_at_any_moment", at_any_moment).needs(NEEDS).timeout(400)];
+
+/// How often it is killed.
+const MOMENTS: usize = 20;
+const SEED: u64 = 6;
+/// How long it may have been armed by then, beyond its first renewal of the lease.
+const ARMED: Duration = Duration::from_millis(1200);
+/// Where in its life it was, by its record: none yet; loading and attaching; attached; armed.
+const PHASES: [&str; 4] = ["starting", "attaching", "attached", "armed"];
+
+/// Half of them somewhere before it is armed, the others after.
+fn at_any_moment() -> Result {
+    let scene = Scene::set()?;
+    let start = Instant::now();
+    let (fault, _) = scene.armed(&[])?;
+    let mut length = start.elapsed();
+    scene.hit("armed")?;
+    fault.end()?;
+    scene.over("the one that was not killed")?;
+    let (mut random, mut phases) = (SEED, [0; PHASES.len()]);
+    for round in 0..MOMENTS {
+        let is_armed = round % 2 == 1;
+        let whole = if is_armed { ARMED } else { length };
+        let moment = whole.mul_f64(fraction(&mut random));
+        let when =
+            format!("killed {moment:?} after {}", ["its start", "it was armed"][usize::from(is_armed)]);
+        let phase = kill_after(&scene, is_armed, moment).context(&when)?;
+        if !is_armed && phase == PHASES.len() - 1 {
+            // It was measured while the machine was busier.
+            length = length.min(moment);
+        }
+        phases[phase] += 1;
+        scene.harmless(&when)?;
+        let swept = Faultline::run(&["sweep"])?;
+        ensure!(swept.code == Some(0), "{when}: {swept:?}");
+        ensure!(records()?.is_empty(), "{when}: {:?} after sweep", records());
+        scene.over(&format!("{when}, swept"))?;
+    }
+    println!("armed after {length:?}; killed while {PHASES:?}: {phases:?}");
+    let [starting, attaching, attached, armed] = phases;
+    let loading = if is_emulated() { attaching + attached } else { 1 };
+    ensure!(starting + attaching + attached > 0 && loading > 0 && armed > 0, "{PHASES:?}: {phases:?}");
+    Ok(())
+}
+
+/// In which phase it was.
+fn kill_after(scene: &Scene, is_armed: bool, moment: Duration) -> Result<usize> {
+    let fault = scene.start(&[])?;
+    if is_armed {
+        fault.wait_event("armed", PATIENCE)?;
+        scene.hit("armed")?;
+    }
+    thread::sleep(moment);
+    fault.kill(Signal::SIGKILL)?;
+    let exit = fault.wait(PATIENCE)?;
+    ensure!(exit.signal == Some(Signal::SIGKILL as i32), "{exit:?}");
+    let record = match &records()?[..] {
+        [] => String::new(),
+        [name] => fs::read_to_string(format!("{RECORDS}/{name}")).context(name)?,
+        several => return Err(Failure::new(format!("several records: {several:?}"))),
+    };
+    Ok(match record.lines().count() {
+        0 => 0,
+        _ if record.contains(r#""entry":"armed""#) => 3,
+        _ if record.contains(r#""entry":"prepared""#) => 2,
+        _ => 1,
+    })
+}
