@@ -24,11 +24,13 @@ use nix::{
 
 use self::caller::{Call, Caller, Took};
 
-/// Each case is measured once in each round, so that what else the machine does hits all alike.
+/// Each case is measured once in each round, right after calls with nothing there, so that what else the machine does
+/// hits all alike.
 const ROUNDS: usize = 9;
-/// Calls of one measurement, and how many of those make a round's, which is their median.
-const CALLS: u32 = 10_000;
-const MEASUREMENTS: usize = 7;
+/// Calls of one measurement, and of how many of those the fastest counts: whatever else happens can only make one
+/// slower.
+const CALLS: u32 = 5_000;
+const MEASUREMENTS: usize = 10;
 /// strace's are a hundred times slower.
 const CALLS_OF_STRACE: u32 = 200;
 /// Left out of each: code that the emulator has not translated yet.
@@ -56,14 +58,16 @@ enum Aim {
     Fired,
 }
 
-/// Nanoseconds a call, of each round.
-#[derive(Default)]
-struct Rounds(Vec<f64>);
+/// Nanoseconds a call of each kind.
+type Times = [f64; Call::ALL.len()];
 
-/// One kind of call: what it takes with nothing there, by mechanism and case, and under strace.
+/// Of each round: nanoseconds a call with nothing there, and then with something.
+#[derive(Default)]
+struct Rounds(Vec<[f64; 2]>);
+
+/// One kind of call, by mechanism and case, and under strace.
 #[derive(Default)]
 struct Table {
-    bare: Rounds,
     ours: [[Rounds; CASES.len()]; MECHANISMS.len()],
     strace: Rounds,
 }
@@ -83,28 +87,24 @@ fn main() -> Result {
     let mut tables = Call::ALL.map(|_| Table::default());
     let strace = find("strace");
     for round in 1..=ROUNDS {
-        for (table, took) in tables.iter_mut().zip(measure(&caller, CALLS, 0.0)?) {
-            table.bare.0.push(took);
-        }
         for (mechanism, name) in MECHANISMS.into_iter().enumerate() {
             for (case, (_, aim, _)) in CASES.into_iter().enumerate() {
+                let bare = measure(&caller, CALLS, false)?;
                 let took = place.faulty(&caller, name, aim).context(name)?;
-                for (table, took) in tables.iter_mut().zip(took) {
-                    table.ours[mechanism][case].0.push(took);
-                }
+                add(&mut tables, |table| &mut table.ours[mechanism][case], bare, took);
             }
         }
         if let Some(strace) = &strace {
-            for (table, took) in tables.iter_mut().zip(traced(&caller, strace)?) {
-                table.strace.0.push(took);
-            }
+            let bare = measure(&caller, CALLS, false)?;
+            let took = traced(&caller, strace)?;
+            add(&mut tables, |table| &mut table.strace, bare, took);
         }
-        // Emulators crash; what is known by then is not lost.
+        // Emulators crash; how far it came is not lost.
         eprintln!("round {round} of {ROUNDS}");
     }
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("the kernel's release")?;
     println!(
-        "Linux {}, {ROUNDS} rounds, each the median of {MEASUREMENTS} times {CALLS} calls; page-cached, on tmpfs",
+        "Linux {}, {ROUNDS} rounds, each the fastest of {MEASUREMENTS} times {CALLS} calls; page-cached, on tmpfs",
         release.trim()
     );
     if strace.is_none() {
@@ -112,6 +112,13 @@ fn main() -> Result {
     }
     Call::ALL.iter().zip(&tables).for_each(|(call, table)| table.print(*call));
     Ok(())
+}
+
+/// One more round of a case.
+fn add(tables: &mut [Table], case: impl Fn(&mut Table) -> &mut Rounds, bare: Times, took: Times) {
+    for ((table, bare), took) in tables.iter_mut().zip(bare).zip(took) {
+        case(table).0.push([bare, took]);
+    }
 }
 
 impl Place {
@@ -126,7 +133,7 @@ impl Place {
     }
 
     /// Nanoseconds a call of each kind, with a fault there.
-    fn faulty(&self, caller: &Caller, mechanism: &str, aim: Aim) -> Result<[f64; Call::ALL.len()]> {
+    fn faulty(&self, caller: &Caller, mechanism: &str, aim: Aim) -> Result<Times> {
         let cgroup = if aim == Aim::AnotherCgroup { &self.other } else { &self.target };
         let folder = self.folder.join(if aim == Aim::AnotherFolder { "spared" } else { "hit" });
         let (cgroup, folder) = (cgroup.path().to_string_lossy(), folder.to_string_lossy());
@@ -135,7 +142,7 @@ impl Place {
         let fault =
             Faultline::start(&[&fixed, &["--cgroup", &cgroup, "--path", &folder][..], skip].concat())?;
         fault.wait_event("armed", PATIENCE)?;
-        let took = measure(caller, CALLS, if aim == Aim::Fired { 1.0 } else { 0.0 })?;
+        let took = measure(caller, CALLS, aim == Aim::Fired)?;
         fault.end()?;
         Ok(took)
     }
@@ -149,7 +156,7 @@ impl Drop for Place {
 }
 
 /// The same under strace, which attaches to the caller as it is.
-fn traced(caller: &Caller, strace: &Path) -> Result<[f64; Call::ALL.len()]> {
+fn traced(caller: &Caller, strace: &Path) -> Result<Times> {
     let pid = caller.pid().to_string();
     let mut command = Command::new(strace);
     command.args(["-f", "-o", "/dev/null", "-e", "trace=read,pread64"]);
@@ -158,25 +165,22 @@ fn traced(caller: &Caller, strace: &Path) -> Result<[f64; Call::ALL.len()]> {
     let mut said = BufReader::new(child.stderr.take().context("its standard error")?).lines();
     let attached = said.any(|line| line.is_ok_and(|line| line.contains("attached")));
     ensure!(attached, "strace does not attach");
-    let took = measure(caller, CALLS_OF_STRACE, 1.0);
+    let took = measure(caller, CALLS_OF_STRACE, true);
     kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).context("kill strace")?;
     child.wait().context("strace")?;
     took
 }
 
-/// Nanoseconds a call of each kind; so many of them must fail.
-fn measure(caller: &Caller, calls: u32, failing: f64) -> Result<[f64; Call::ALL.len()]> {
-    let mut all = [0.0; Call::ALL.len()];
-    for (place, call) in Call::ALL.into_iter().enumerate() {
+/// The fastest; all calls must fail, or none.
+fn measure(caller: &Caller, calls: u32, failing: bool) -> Result<Times> {
+    let mut all = [f64::INFINITY; Call::ALL.len()];
+    for (fastest, call) in all.iter_mut().zip(Call::ALL) {
         caller.make(call, WARM_UP.min(calls))?;
-        let mut times = Vec::new();
         for _ in 0..MEASUREMENTS {
             let Took { nanoseconds, failed } = caller.make(call, calls)?;
-            let wanted = (f64::from(calls) * failing) as u32;
-            ensure!(failed == wanted, "{failed} of {calls} calls failed, not {wanted}");
-            times.push(nanoseconds as f64 / f64::from(calls));
+            ensure!(failed == if failing { calls } else { 0 }, "{failed} of {calls} calls failed");
+            *fastest = fastest.min(nanoseconds as f64 / f64::from(calls));
         }
-        all[place] = quantile(&times, 0.5);
     }
     Ok(all)
 }
@@ -197,59 +201,60 @@ fn quantile(numbers: &[f64], part: f64) -> f64 {
 }
 
 impl Rounds {
-    fn median(&self) -> f64 {
-        quantile(&self.0, 0.5)
+    /// The median and the quartiles of something of each round.
+    fn spread(&self, of: impl Fn([f64; 2]) -> f64) -> [f64; 3] {
+        let numbers: Vec<f64> = self.0.iter().copied().map(of).collect();
+        [0.5, 0.25, 0.75].map(|part| quantile(&numbers, part))
     }
 
-    fn shown(&self) -> String {
-        let [low, high] = [0.25, 0.75].map(|part| quantile(&self.0, part));
-        format!("{:.0} ({low:.0}..{high:.0})", self.median())
-    }
-
-    /// The ratio of each round to that of another.
-    fn beside(&self, other: &Self) -> Self {
-        Self(self.0.iter().zip(&other.0).map(|(ours, other)| ours / other).collect())
-    }
-
-    /// What it takes more, by the medians; not nothing, so that it can be divided by.
-    fn added(&self, bare: &Self) -> f64 {
-        (self.median() - bare.median()).max(1.0)
+    /// What a call takes more than with nothing there.
+    fn added(&self) -> f64 {
+        self.spread(|[bare, took]| took - bare)[0]
     }
 }
 
 impl Table {
+    fn rows(&self) -> impl Iterator<Item = (usize, usize, &Rounds)> {
+        let cases = (0..CASES.len()).flat_map(|case| (0..MECHANISMS.len()).map(move |by| (case, by)));
+        cases.map(|(case, by)| (case, by, &self.ours[by][case]))
+    }
+
     fn print(&self, call: Call) {
-        println!("\n{:<34} {:<18} {:>24} {:>22}  GOAL", call.name(), "BY", "NS A CALL", "TIMES BARE");
-        self.row("nothing there", "", &self.bare, None);
-        for (case, (what, _, goal)) in CASES.into_iter().enumerate() {
-            for (mechanism, name) in MECHANISMS.into_iter().enumerate() {
-                self.row(what, name, &self.ours[mechanism][case], goal);
-            }
+        println!("\n{:<32} {:<18} {:>24} {:>20}  GOAL", call.name(), "BY", "NS A CALL", "TIMES BARE");
+        let bare = Rounds(self.rows().flat_map(|(_, _, rounds)| rounds.0.clone()).collect());
+        let [median, low, high] = bare.spread(|[bare, _]| bare);
+        println!("{:<51} {:>24}", "nothing there", format!("{median:.0} ({low:.0}..{high:.0})"));
+        for (case, by, rounds) in self.rows() {
+            let (what, _, goal) = CASES[case];
+            row(what, MECHANISMS[by], rounds, goal);
         }
         if self.strace.0.is_empty() {
             return;
         }
-        self.row("fired: EIO", "strace", &self.strace, None);
-        let strace = self.strace.added(&self.bare);
-        for (mechanism, name) in MECHANISMS.into_iter().enumerate() {
-            for (case, (what, _, _)) in CASES.into_iter().enumerate().skip(1) {
-                let ours = self.ours[mechanism][case].added(&self.bare);
-                let times = strace / ours;
-                println!(
-                    "{name}, {what}: {ours:.0} ns added, {times:.0} times less than strace's {strace:.0} ({} {STRACE_GOAL})",
-                    if times >= STRACE_GOAL { "at least" } else { "NOT" }
-                );
-            }
+        row("fired: EIO", "strace", &self.strace, None);
+        let strace = self.strace.added();
+        println!("{:<32} {:<18} {:>24}", "adds", "strace", format!("{strace:.0} ns"));
+        for (case, by, rounds) in self.rows().filter(|(case, ..)| CASES[*case].1 != Aim::AnotherCgroup) {
+            let added = rounds.added();
+            // What is nothing beside the noise is taken for a nanosecond.
+            let times = strace / added.max(1.0);
+            let goal = if times >= STRACE_GOAL { "at least" } else { "NOT" };
+            println!(
+                "{:<32} {:<18} {:>24} {:>20}  {goal} {STRACE_GOAL}",
+                format!("{}: adds", CASES[case].0),
+                MECHANISMS[by],
+                format!("{added:.0} ns"),
+                format!("{times:.0} times less"),
+            );
         }
     }
+}
 
-    fn row(&self, what: &str, by: &str, rounds: &Rounds, goal: Option<f64>) {
-        let ratios = rounds.beside(&self.bare);
-        let [low, high] = [0.25, 0.75].map(|part| quantile(&ratios.0, part));
-        let ratio = format!("{:.2} ({low:.2}..{high:.2})", ratios.median());
-        let goal = goal.map_or_else(String::new, |goal| {
-            format!("{} {goal}", if ratios.median() <= goal { "at most" } else { "NOT" })
-        });
-        println!("{what:<34} {by:<18} {:>24} {ratio:>22}  {goal}", rounds.shown());
-    }
+fn row(what: &str, by: &str, rounds: &Rounds, goal: Option<f64>) {
+    let [took, low, high] = rounds.spread(|[_, took]| took);
+    let took = format!("{took:.0} ({low:.0}..{high:.0})");
+    let [ratio, low, high] = rounds.spread(|[bare, took]| took / bare);
+    let goal = goal.map(|goal| format!("{} {goal}", if ratio <= goal { "at most" } else { "NOT" }));
+    let ratio = format!("{ratio:.2} ({low:.2}..{high:.2})");
+    println!("{what:<32} {by:<18} {took:>24} {ratio:>20}  {}", goal.unwrap_or_default());
 }
