@@ -43,6 +43,18 @@ const LONGEST: Duration = Duration::from_secs(180);
 const DELAY: Duration = Duration::from_millis(1);
 /// What it says of the fault, always.
 const OURS: &str = "Input/output error";
+/// What it begins a line of its log with that is of trouble.
+const TROUBLE: [&str; 3] = ["ERROR:  ", "FATAL:  ", "PANIC:  "];
+
+/// Each file by itself would be flushed when it recovers, of which a hundredth part fails: with a thousand files it
+/// never would.
+const SETTINGS: [&str; 5] = [
+    "listen_addresses=",
+    "fsync=on",
+    "recovery_init_sync_method=syncfs",
+    "max_connections=10",
+    "max_wal_size=16MB",
+];
 
 /// A server with its data, and what it has acknowledged.
 struct Postgres<'a> {
@@ -83,7 +95,7 @@ impl<'a> Postgres<'a> {
     fn begin(&mut self) -> Result {
         let mut postgres = self.world.command("postgres", USER)?;
         postgres.arg("-D").arg(&self.data).args(["-p", &self.port.to_string(), "-k"]).arg(self.world.path());
-        for setting in ["listen_addresses=", "fsync=on", "max_connections=10", "max_wal_size=16MB"] {
+        for setting in SETTINGS {
             postgres.args(["-c", setting]);
         }
         let path = self.world.path().join(format!("{}.log", self.name));
@@ -175,7 +187,11 @@ pub(super) fn errors() -> Result {
         if written >= ENOUGH && panicked {
             break;
         }
-        ensure!(Instant::now() < deadline, "{written} rows in {LONGEST:?}, panicked: {panicked}");
+        ensure!(
+            Instant::now() < deadline,
+            "{written} rows in {LONGEST:?}, panicked: {panicked}: {}",
+            troubles(&world, "target")?
+        );
         let server = target.server.as_mut().context("it does not run")?;
         // It ends for good if it meets one more while it recovers.
         if !server.is_running()? {
@@ -204,13 +220,20 @@ pub(super) fn errors() -> Result {
     undisturbed(&world)
 }
 
+/// What it says of trouble.
+fn troubles(world: &World, name: &str) -> Result<String> {
+    let log = log(world, name)?;
+    let lines = log.lines().filter(|line| TROUBLE.iter().any(|word| line.contains(word)));
+    Ok(lines.collect::<Vec<_>>().join("\n"))
+}
+
 fn is_panic_on_fsync(line: &str) -> bool {
     line.contains("PANIC:  ") && line.contains("sync") && line.ends_with(OURS)
 }
 
 /// Whether a line of the log tells of no trouble, of the trouble that was asked for, or of what follows from that.
 fn is_expected(line: &str) -> bool {
-    let trouble = ["ERROR:  ", "FATAL:  ", "PANIC:  ", "could not "].iter().any(|word| line.contains(word));
+    let trouble = TROUBLE.iter().chain(&["could not "]).any(|word| line.contains(word));
     let follows =
         ["the database system is ", "data from client", "data to client", "connection to client lost"];
     !trouble || line.contains(OURS) || follows.iter().any(|words| line.contains(words))
@@ -218,10 +241,8 @@ fn is_expected(line: &str) -> bool {
 
 /// The bystander has not said a word of trouble.
 fn undisturbed(world: &World) -> Result {
-    let log = log(world, "bystander")?;
-    let trouble = |line: &&str| ["ERROR:", "FATAL:", "PANIC:"].iter().any(|word| line.contains(word));
-    let trouble: Vec<&str> = log.lines().filter(trouble).collect();
-    ensure!(trouble.is_empty(), "the bystander: {}", trouble.join("\n"));
+    let troubles = troubles(world, "bystander")?;
+    ensure!(troubles.is_empty(), "the bystander: {troubles}");
     Ok(())
 }
 

@@ -59,8 +59,12 @@ impl<'a> Redis<'a> {
         redis.args(["--appendonly", "yes", "--appendfsync", self.fsync, "--daemonize", "no"]);
         redis.arg("--dir").arg(&self.folder).arg("--logfile").arg(log);
         let server = self.cgroup.run(|| Server::start(redis, Signal::SIGTERM))?;
-        let answer = server.until(PATIENCE, || self.ask("PING"))?;
-        ensure!(answer == "+PONG", "{}: PING gives {answer:?}", self.name);
+        server.until(PATIENCE, || {
+            let answer = self.ask("PING")?;
+            // It may still be loading what it has kept.
+            ensure!(answer == "+PONG", "{}: PING gives {answer:?}", self.name);
+            Ok(())
+        })?;
         self.server = Some(server);
         Ok(())
     }
