@@ -1,6 +1,7 @@
 //! What a system call costs where a fault could hit it, and where one does; beside strace's. To be run in a guest whose
 //! kernel lets a call fail.
 
+mod bare;
 mod caller;
 
 use std::{
@@ -26,7 +27,7 @@ use self::caller::{Call, Caller, Took};
 
 /// Each case is measured once in each round, right after calls with nothing there, so that what else the machine does
 /// hits all alike.
-const ROUNDS: usize = 9;
+const ROUNDS: usize = 7;
 /// Calls of one measurement, and of how many of those the fastest counts: whatever else happens can only make one
 /// slower.
 const CALLS: u32 = 5_000;
@@ -40,7 +41,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const MECHANISMS: [&str; 2] = ["lsm", "fmod_ret_security"];
 
 /// What is there while the calls are made, and what it may cost at most: times what a bare call does.
-const CASES: [(&str, Aim, Option<f64>); 4] = [
+const CASES: [(&str, Aim, Option<f64>); 5] = [
+    ("a program that returns at once", Aim::Nobody, None),
     ("another cgroup is the target", Aim::AnotherCgroup, Some(1.15)),
     ("the target, but not the folder", Aim::AnotherFolder, Some(1.6)),
     ("matched, not fired", Aim::NotYet, Some(1.6)),
@@ -52,6 +54,7 @@ const STRACE_GOAL: f64 = 40.0;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Aim {
+    Nobody,
     AnotherCgroup,
     AnotherFolder,
     NotYet,
@@ -132,8 +135,12 @@ impl Place {
         Ok(Self { target: Cgroup::new()?, other: Cgroup::new()?, folder })
     }
 
-    /// Nanoseconds a call of each kind, with a fault there.
+    /// Nanoseconds a call of each kind, with a fault there, or a program that does nothing.
     fn faulty(&self, caller: &Caller, mechanism: &str, aim: Aim) -> Result<Times> {
+        if aim == Aim::Nobody {
+            let _attached = bare::attach(mechanism)?;
+            return measure(caller, CALLS, false);
+        }
         let cgroup = if aim == Aim::AnotherCgroup { &self.other } else { &self.target };
         let folder = self.folder.join(if aim == Aim::AnotherFolder { "spared" } else { "hit" });
         let (cgroup, folder) = (cgroup.path().to_string_lossy(), folder.to_string_lossy());
@@ -234,10 +241,10 @@ impl Table {
         row("fired: EIO", "strace", &self.strace, None);
         let strace = self.strace.added();
         println!("{:<32} {:<18} {:>24}", "adds", "strace", format!("{strace:.0} ns"));
-        for (case, by, rounds) in self.rows().filter(|(case, ..)| CASES[*case].1 != Aim::AnotherCgroup) {
-            let added = rounds.added();
-            // What is nothing beside the noise is taken for a nanosecond.
-            let times = strace / added.max(1.0);
+        // A call that fails is not made, and takes less than one that is.
+        let added = self.rows().map(|(case, by, rounds)| (case, by, rounds.added()));
+        for (case, by, added) in added.filter(|(_, _, added)| *added > 0.0) {
+            let times = strace / added;
             let goal = if times >= STRACE_GOAL { "at least" } else { "NOT" };
             println!(
                 "{:<32} {:<18} {:>24} {:>20}  {goal} {STRACE_GOAL}",
