@@ -8,7 +8,7 @@ use std::{
     env, fs,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{self, Command, Stdio},
+    process::{self, Command, ExitCode, Stdio},
     time::Duration,
 };
 
@@ -82,7 +82,18 @@ struct Place {
     folder: PathBuf,
 }
 
-fn main() -> Result {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // Standard error stays in the guest.
+            println!("{failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result {
     let place = Place::new()?;
     // Before any thread is started.
     let caller = Caller::start(&place.target, &place.folder.join("hit/file"))?;
@@ -103,7 +114,7 @@ fn main() -> Result {
             add(&mut tables, |table| &mut table.strace, bare, took);
         }
         // Emulators crash; how far it came is not lost.
-        eprintln!("round {round} of {ROUNDS}");
+        println!("round {round} of {ROUNDS}");
     }
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("the kernel's release")?;
     println!(
@@ -227,10 +238,10 @@ impl Table {
     }
 
     fn print(&self, call: Call) {
-        println!("\n{:<32} {:<18} {:>24} {:>20}  GOAL", call.name(), "BY", "NS A CALL", "TIMES BARE");
+        println!("\n{:<38} {:<18} {:>24} {:>20}  GOAL", call.name(), "BY", "NS A CALL", "TIMES BARE");
         let bare = Rounds(self.rows().flat_map(|(_, _, rounds)| rounds.0.clone()).collect());
         let [median, low, high] = bare.spread(|[bare, _]| bare);
-        println!("{:<51} {:>24}", "nothing there", format!("{median:.0} ({low:.0}..{high:.0})"));
+        println!("{:<57} {:>24}", "nothing there", format!("{median:.0} ({low:.0}..{high:.0})"));
         for (case, by, rounds) in self.rows() {
             let (what, _, goal) = CASES[case];
             row(what, MECHANISMS[by], rounds, goal);
@@ -240,14 +251,14 @@ impl Table {
         }
         row("fired: EIO", "strace", &self.strace, None);
         let strace = self.strace.added();
-        println!("{:<32} {:<18} {:>24}", "adds", "strace", format!("{strace:.0} ns"));
+        println!("{:<38} {:<18} {:>24}", "adds", "strace", format!("{strace:.0} ns"));
         // A call that fails is not made, and takes less than one that is.
         let added = self.rows().map(|(case, by, rounds)| (case, by, rounds.added()));
         for (case, by, added) in added.filter(|(_, _, added)| *added > 0.0) {
             let times = strace / added;
             let goal = if times >= STRACE_GOAL { "at least" } else { "NOT" };
             println!(
-                "{:<32} {:<18} {:>24} {:>20}  {goal} {STRACE_GOAL}",
+                "{:<38} {:<18} {:>24} {:>20}  {goal} {STRACE_GOAL}",
                 format!("{}: adds", CASES[case].0),
                 MECHANISMS[by],
                 format!("{added:.0} ns"),
@@ -263,5 +274,5 @@ fn row(what: &str, by: &str, rounds: &Rounds, goal: Option<f64>) {
     let [ratio, low, high] = rounds.spread(|[bare, took]| took / bare);
     let goal = goal.map(|goal| format!("{} {goal}", if ratio <= goal { "at most" } else { "NOT" }));
     let ratio = format!("{ratio:.2} ({low:.2}..{high:.2})");
-    println!("{what:<32} {by:<18} {took:>24} {ratio:>20}  {}", goal.unwrap_or_default());
+    println!("{what:<38} {by:<18} {took:>24} {ratio:>20}  {}", goal.unwrap_or_default());
 }
