@@ -18,10 +18,9 @@ use std::{
 use chaos_user::kernel::netlink::Veth;
 use ipnet::IpNet;
 
-pub(crate) use self::xdp::returning;
 pub use self::{
     netns::Netns,
-    xdp::{Verdict, attach_xdp},
+    xdp::{Verdict, attach_xdp, returning},
 };
 use crate::error::{Context, Failure, Result};
 

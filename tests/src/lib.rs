@@ -15,6 +15,7 @@ pub mod traffic;
 
 mod aim;
 mod by_process;
+mod calls_life;
 mod calls_load;
 mod cut;
 mod decoys;
@@ -49,8 +50,9 @@ pub fn tests() -> Vec<&'static Test> {
         profile::TESTS,
         dns::TESTS,
         programs::TESTS,
+        programs::storage::TESTS,
     ];
-    let folders = [life::TESTS, calls::TESTS].into_iter().flatten().copied();
+    let folders = [life::TESTS, calls::TESTS, calls_life::TESTS].into_iter().flatten().copied();
     files.into_iter().chain(folders).flatten().collect()
 }
 

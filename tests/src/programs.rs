@@ -4,6 +4,7 @@ mod openssl;
 mod server;
 mod severed;
 mod shaped;
+pub(crate) mod storage;
 
 use std::{
     fs,

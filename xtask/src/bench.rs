@@ -1,19 +1,49 @@
-//! Measures what a decision costs.
+//! Measures what a decision costs: of packets by running the programs here, of system calls by making them in guests.
 
-use anyhow::Result;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
 
 use crate::{
     cargo::{as_root, build, run as run_command},
+    guests::Guests,
     setup,
 };
+
+/// This machine's kernel may not let calls fail.
+const KERNELS: [&str; 2] = ["6.1", "6.12"];
+
+/// Of one guest; it takes some five minutes on an idle machine.
+const DEADLINE: Duration = Duration::from_secs(1500);
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Part {
+    /// What packets cost, on this machine's kernel.
+    Packets,
+    /// What system calls cost, in guests.
+    Calls,
+}
 
 /// `cargo xtask bench`.
 ///
 /// # Errors
 ///
 /// If something does not build or cannot be measured.
-pub(crate) fn run() -> Result<()> {
+pub(crate) fn run(part: Option<Part>) -> Result<()> {
     setup::build_tools()?;
-    let folder = build(&["fl-bench"])?;
-    run_command(&mut as_root(&folder.join("fl-bench")))
+    if part != Some(Part::Calls) {
+        let folder = build(&["fl-bench"])?;
+        run_command(&mut as_root(&folder.join("fl-bench")))?;
+    }
+    if part != Some(Part::Packets) { calls() } else { Ok(()) }
+}
+
+fn calls() -> Result<()> {
+    setup::guest_tools()?;
+    let guests = Guests::with(&KERNELS.map(String::from), &["faultline", "fl-calls-bench"])?;
+    println!("\nsystem calls, in guests under QEMU without hardware virtualisation");
+    let done = guests.hear("fl-calls-bench", DEADLINE, &mut |_, line| println!("{line}"))?;
+    ensure!(done, "system calls could not be measured");
+    Ok(())
 }

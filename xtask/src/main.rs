@@ -42,8 +42,11 @@ enum Command {
     Vm(guests::Options),
     /// Ask the doctor on every kernel and write docs/kernels.md
     Kernels,
-    /// Measure what a decision costs, beside bare programs
-    Bench,
+    /// Measure what a decision costs, beside bare programs and strace
+    Bench {
+        /// Only this
+        part: Option<bench::Part>,
+    },
     /// Measure what gets through a link to many peers, in a guest, beside tc filters with netem classes
     Peers,
     /// Measure how near faults are to what was asked, beside netem, and write docs/fidelity.md
@@ -60,7 +63,7 @@ fn main() -> ExitCode {
         Command::Test { filter, no_guests } => test::run(&filter, !no_guests),
         Command::Vm(options) => guests::run(&options),
         Command::Kernels => kernels::run(),
-        Command::Bench => bench::run(),
+        Command::Bench { part } => bench::run(part),
         Command::Peers => peers::run(),
         Command::Fidelity { filter } => fidelity::run(&filter),
     };

@@ -31,6 +31,8 @@ pub enum Need {
     Disks,
     /// A program, wherever [`program`] finds it.
     Program(&'static str),
+    /// A guest of `cargo xtask vm`, where whatever fails for everybody fails for nobody else.
+    Guest,
 }
 
 #[expect(non_upper_case_globals, reason = "they are read as the variants they stand for")]
@@ -65,6 +67,7 @@ impl fmt::Display for Need {
             Self::KnownKernel => formatter.write_str("known_kernel"),
             Self::Disks => formatter.write_str("disks"),
             Self::Program(name) => write!(formatter, "program:{name}"),
+            Self::Guest => formatter.write_str("guest"),
         }
     }
 }
@@ -92,6 +95,8 @@ impl Machine {
             Need::KnownKernel => doctor::known_kernel(),
             Need::Disks => slow::has_disks(),
             Need::Program(name) => require(program(name).is_some(), || "not installed".into()),
+            // Its init says so.
+            Need::Guest => require(env::var_os("FAULTLINE_KERNEL").is_some(), || "others live here".into()),
         }
     }
 }

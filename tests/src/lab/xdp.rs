@@ -41,7 +41,8 @@ pub fn attach_xdp(netns: &Netns, device: &str, verdict: Verdict) -> Result<Owned
 }
 
 /// A program that does nothing but return a value.
-pub(crate) fn returning(value: i32) -> [bpf_insn; 2] {
+#[must_use]
+pub fn returning(value: i32) -> [bpf_insn; 2] {
     const MOVE_TO_R0: u8 = 0xb7;
     const EXIT: u8 = 0x95;
     let instruction = |code, imm| {

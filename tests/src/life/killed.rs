@@ -135,7 +135,7 @@ fn kill_after(scene: &Scene, way: &str, is_armed: bool, moment: Duration) -> Res
 }
 
 /// Between 0 and 1: splitmix64.
-pub(super) fn fraction(state: &mut u64) -> f64 {
+pub(crate) fn fraction(state: &mut u64) -> f64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mixed = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -25,15 +25,15 @@ use crate::{
 };
 
 /// Longer than anything here takes on a busy machine.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Within this time nothing is left that could act.
-pub(super) fn at_once() -> Duration {
+pub(crate) fn at_once() -> Duration {
     Duration::from_secs(if is_emulated() { 3 } else { 1 })
 }
 
 /// Where owners write.
-pub(super) const RECORDS: &str = "/run/faultline";
+pub(crate) const RECORDS: &str = "/run/faultline";
 /// How many packets a flow sends when it is looked at.
 const SOME: u32 = 100;
 
@@ -57,7 +57,7 @@ pub(super) struct Scene {
 
 /// Gives this process, and those it starts, a `/run` of its own: other owners' faults on this machine are
 /// nobody's business here, least of all that of `stop --all`.
-pub(super) fn own_run() -> Result {
+pub(crate) fn own_run() -> Result {
     unshare(CloneFlags::CLONE_NEWNS).context("unshare(CLONE_NEWNS)")?;
     mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE).context("make / private")?;
     mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), Some("mode=0755"))
@@ -78,7 +78,7 @@ fn is_any_loaded() -> Result<bool> {
 }
 
 /// What `ps --json` lists, in the order of the ids.
-pub(super) fn ps() -> Result<Vec<Value>> {
+pub(crate) fn ps() -> Result<Vec<Value>> {
     let exit = Faultline::run(&["ps", "--json"])?;
     ensure!(exit.code == Some(0) && exit.stderr.is_empty(), "ps: {exit:?}");
     let lines = exit.stdout.lines().map(|line| serde_json::from_str(line).context(line));
@@ -86,7 +86,7 @@ pub(super) fn ps() -> Result<Vec<Value>> {
 }
 
 /// The file names under `/run/faultline`.
-pub(super) fn records() -> Result<Vec<String>> {
+pub(crate) fn records() -> Result<Vec<String>> {
     if !Path::new(RECORDS).exists() {
         return Ok(Vec::new());
     }
@@ -107,7 +107,7 @@ pub(super) fn start_text(arguments: &[String]) -> Result<Child> {
 }
 
 /// The id of the fault that an event speaks of.
-pub(super) fn id(event: &Event) -> Result<&str> {
+pub(crate) fn id(event: &Event) -> Result<&str> {
     event.get("/id")?.as_str().context("an id that is no text")
 }
 

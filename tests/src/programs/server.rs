@@ -113,6 +113,23 @@ impl Server {
         }
     }
 
+    /// Whether it has not ended by itself.
+    pub(super) fn is_running(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait().context(&self.name)?.is_none())
+    }
+
+    /// Waits until it ends by itself.
+    pub(super) fn wait(mut self, time: Duration) -> Result<ExitStatus> {
+        let deadline = Instant::now() + time;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait().context(&self.name)? {
+                return Ok(status);
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Err(Failure::new(format!("{}: still running after {time:?}", self.name)))
+    }
+
     /// Has it end in order.
     pub(super) fn stop(mut self) -> Result {
         let status = self.end()?;
