@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use super::{
     fault::Fault,
     folder::Folder,
-    operator::Pair,
+    operator::{Operator, Pair},
     ops::{CASES, Case, Hand, furnish, names},
 };
 use crate::{
@@ -48,6 +48,9 @@ const UNHOOKED: &str = "fsync";
 const BY_DESCRIPTOR: &[&str] = &["read", "write", "readdir", "ioctl", UNHOOKED];
 /// What a call is made to wait, and less than which nobody else does.
 const WAIT: Duration = Duration::from_millis(8);
+
+/// How often the bystander may try to be quicker than that.
+const TRIES: usize = 4;
 
 fn by_lsm() -> Result {
     hooked("lsm")
@@ -130,12 +133,18 @@ fn delayed() -> Result {
     println!("by {:?}", fault.hooks);
     let mut wrong = Vec::new();
     for case in CASES {
-        let mut times = Vec::new();
-        for (hand, operator) in [(&target, &pair.target), (&bystander, &pair.bystander)] {
+        let time = |hand: &Hand<'_>, operator: &Operator| -> Result<Duration> {
             operator.slowest.set(Duration::ZERO);
             let errno = case.run(hand)?;
             ensure!(errno == 0, "{} gives {}", case.call, Errno::from_raw(errno));
-            times.push(operator.slowest.get());
+            Ok(operator.slowest.get())
+        };
+        let mut times = [time(&target, &pair.target)?, time(&bystander, &pair.bystander)?];
+        // A guest may stand still at any time; a call that is hit takes that long however often it is made.
+        for _ in 1..TRIES {
+            if times[1] >= WAIT {
+                times[1] = time(&bystander, &pair.bystander)?;
+            }
         }
         println!("{:<10}{:<24}{:>12.1?}{:>12.1?}", case.op, case.call, times[0], times[1]);
         // Of a program that is executed it is not known how long that took without its process.

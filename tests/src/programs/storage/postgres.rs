@@ -45,6 +45,8 @@ const DELAY: Duration = Duration::from_millis(1);
 const OURS: &str = "Input/output error";
 /// What it begins a line of its log with that is of trouble.
 const TROUBLE: [&str; 3] = ["ERROR:  ", "FATAL:  ", "PANIC:  "];
+/// And what it says before it can be asked anything.
+const STARTING: &str = "the database system is starting up";
 
 /// Each file by itself would be flushed when it recovers, of which a hundredth part fails: with a thousand files it
 /// never would.
@@ -223,7 +225,9 @@ pub(super) fn errors() -> Result {
 /// What it says of trouble.
 fn troubles(world: &World, name: &str) -> Result<String> {
     let log = log(world, name)?;
-    let lines = log.lines().filter(|line| TROUBLE.iter().any(|word| line.contains(word)));
+    // Who asks too early is told so.
+    let trouble = |line: &str| TROUBLE.iter().any(|word| line.contains(word)) && !line.contains(STARTING);
+    let lines = log.lines().filter(|line| trouble(line));
     Ok(lines.collect::<Vec<_>>().join("\n"))
 }
 
