@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// A guest that takes longer than all tests together is stuck.
-const DEADLINE: Duration = Duration::from_secs(1800);
+const DEADLINE: Duration = Duration::from_secs(2700);
 
 /// `cargo xtask vm`.
 #[derive(Debug, Args)]
