@@ -440,8 +440,10 @@ pub fn preview(
         let candidates = hook::mechanisms(effect);
         let mut candidates = candidates.filter(|it| has(*it) && by.is_none_or(|by| by == *it));
         let found = candidates.find_map(|mechanism| {
-            let functions: Vec<_> =
+            // One tracepoint is that of several system calls.
+            let functions: BTreeSet<_> =
                 places(unit, mechanism, types).into_iter().map(|it| it.site.function).collect();
+            let functions: Vec<_> = functions.into_iter().collect();
             (!functions.is_empty()).then_some((mechanism, functions))
         });
         (unit, found)
