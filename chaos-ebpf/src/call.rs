@@ -191,6 +191,10 @@ pub struct Setup {
     pub any_device: u64,
     /// Which numbers of inodes are wanted, by their last six bits.
     pub numbers: u64,
+    /// The only cgroup that rules want, if it is the only one; then it is not looked up.
+    pub cgroup: u64,
+    /// The rules that want it.
+    pub of_cgroup: u64,
     /// The injector's own program, and the loader of programs it is linked with: never hit.
     pub exempt: [Inode; 2],
     /// The owner's tgid.
@@ -213,6 +217,10 @@ pub struct Setup {
     pub by_fd: u32,
     /// 1 if rules want what globs match.
     pub globs: u32,
+    /// 1 if rules ask for a system call's arguments.
+    pub asks: u32,
+    /// 1 if there is one rule alone.
+    pub single: u32,
     /// Where the running kernel keeps what.
     pub at: Offsets,
 }
@@ -334,7 +342,7 @@ impl Rule {
 const _: () = assert!(size_of::<Inode>() == 16);
 const _: () = assert!(size_of::<Place>() == 16);
 const _: () = assert!(size_of::<Offsets>() == 136);
-const _: () = assert!(size_of::<Setup>() == 320);
+const _: () = assert!(size_of::<Setup>() == 344);
 const _: () = assert!(size_of::<Argument>() == 16);
 const _: () = assert!(size_of::<Rule>() == 200);
 

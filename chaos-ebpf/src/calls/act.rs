@@ -2,7 +2,9 @@
 
 use core::{arch::asm, ffi::c_void, mem::MaybeUninit};
 
-use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_ns, bpf_loop, bpf_probe_read_kernel_str};
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_ancestor_cgroup_id, bpf_jiffies64, bpf_ktime_get_ns, bpf_loop, bpf_probe_read_kernel_str,
+};
 use chaos_ebpf::{
     abi::{Count, Delay, Direction, RuleState},
     call::{ARGUMENTS, Name, Setup, effect, nth, takes},
@@ -64,9 +66,21 @@ fn wanted(setup: &Setup, task: Object) -> u64 {
         return 0;
     }
     if tgid != 1 && Typed::int(task, setup.at.task_flags) & KERNEL_THREAD == 0 {
-        rules |= setup.any_owner | kin::of_current(&setup.levels, setup.level_count);
+        rules |= setup.any_owner | of_cgroups(setup);
     }
     rules
+}
+
+/// The rules that want the cgroup that runs, or one around it. A look-up costs more than all else that is done for those
+/// who are not meant, so where one cgroup is there is none.
+#[inline(always)]
+fn of_cgroups(setup: &Setup) -> u64 {
+    if setup.cgroup == 0 {
+        return kin::of_current(&setup.levels, setup.level_count);
+    }
+    // SAFETY: takes and returns a number.
+    let number = unsafe { bpf_get_current_ancestor_cgroup_id(setup.levels[0].into()) };
+    if number == setup.cgroup { setup.of_cgroup } else { 0 }
 }
 
 /// What is done to a call.
@@ -84,24 +98,29 @@ pub(crate) struct Fate {
 pub(crate) fn decide<R: Reach>(setup: &Setup, candidate: &Candidate, subject: &Subject<R>) -> Option<Fate> {
     let Candidate { task, now, .. } = *candidate;
     let hook = FL_HOOKS.get_ptr_mut(Direction::Call as u32)?;
-    let call = call(task);
-    if is_exempt(setup, task, subject, call.number) {
-        // SAFETY: this CPU's slot; the program can be preempted, so it counts by atomic instructions.
-        unsafe { fetch_add_one(&raw mut (*hook).spared) };
-        return None;
-    }
-    // SAFETY: as above.
+    // SAFETY: this CPU's slot; the program can be preempted, so it counts by atomic instructions.
     unsafe { count(&raw mut (*hook).seen) };
     let rules = narrowed(setup, task, subject, candidate.rules);
     if rules == 0 {
         return None;
     }
+    if is_exempt(setup, task, subject) {
+        // SAFETY: as above.
+        unsafe { fetch_add_one(&raw mut (*hook).spared) };
+        return None;
+    }
     let flags = if subject.file.is_null() { 0 } else { R::int(subject.file, setup.at.file_flags) };
-    let grows = setup.effects & effect::GROWTH == 0 || growth::grows(setup, subject, &call);
+    let mut grows = true;
+    let mut arguments = [0; ARGUMENTS];
+    if setup.asks != 0 || setup.effects & effect::GROWTH != 0 {
+        let call = call(task);
+        grows = setup.effects & effect::GROWTH == 0 || growth::grows(setup, subject, &call);
+        arguments = call.arguments;
+    }
     let mut weighing = Weighing {
         rules,
         now,
-        arguments: call.arguments,
+        arguments,
         flags,
         grows: u32::from(grows),
         corrupted_by: 0,
@@ -109,9 +128,14 @@ pub(crate) fn decide<R: Reach>(setup: &Setup, candidate: &Candidate, subject: &S
         wait: 0,
         errno: 0,
     };
-    let callback = weigh as unsafe extern "C" fn(u32, *mut Weighing) -> i64;
-    // SAFETY: the function takes what it is given, which lives until the call is over.
-    unsafe { bpf_loop(u64::BITS, callback as *mut c_void, (&raw mut weighing).cast(), 0) };
+    if setup.single != 0 {
+        // SAFETY: as above.
+        unsafe { weigh(0, &raw mut weighing) };
+    } else {
+        let callback = weigh as unsafe extern "C" fn(u32, *mut Weighing) -> i64;
+        // SAFETY: the function takes what it is given, which lives until the call is over.
+        unsafe { bpf_loop(u64::BITS, callback as *mut c_void, (&raw mut weighing).cast(), 0) };
+    }
     if setup.effects & effect::WAIT != 0 && weighing.wait != 0 {
         wait(weighing.wait);
     }
@@ -121,7 +145,7 @@ pub(crate) fn decide<R: Reach>(setup: &Setup, candidate: &Candidate, subject: &S
 
 /// Whether it is the injector's own program that runs, or is being started: stopping a fault must never fail by it.
 #[inline(always)]
-fn is_exempt<R: Reach>(setup: &Setup, task: Object, subject: &Subject<R>, call: u32) -> bool {
+fn is_exempt<R: Reach>(setup: &Setup, task: Object, subject: &Subject<R>) -> bool {
     let [own, loader] = &setup.exempt;
     let memory = Typed::object(task, setup.at.task_mm);
     if !memory.is_null() {
@@ -144,7 +168,7 @@ fn is_exempt<R: Reach>(setup: &Setup, task: Object, subject: &Subject<R>, call: 
         return false;
     }
     let inode = identity::<R>(subject.inode);
-    inode == *own || inode == *loader && (call == EXEC[0] || call == EXEC[1])
+    inode == *own || inode == *loader && EXEC.contains(&call(task).number)
 }
 
 /// Those of the rules that want this file, this user and this thread.
@@ -216,6 +240,7 @@ struct Weighing {
 }
 
 /// Asks the next rule; 1 if none is left, or the call fails.
+#[inline(never)]
 unsafe extern "C" fn weigh(_turn: u32, weighing: *mut Weighing) -> i64 {
     // SAFETY: as the caller of `bpf_loop` warrants.
     let weighing = unsafe { &mut *weighing };

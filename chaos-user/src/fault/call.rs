@@ -220,6 +220,11 @@ impl CallTables {
         setup.any_file_system = free(|wanted| !wanted.file_systems.is_empty());
         setup.any_device = free(|wanted| !wanted.devices.is_empty());
         setup.processes = u32::from(!self.processes.is_empty());
+        if let [(id, rules)] = self.cgroups.iter().collect::<Vec<_>>()[..] {
+            (setup.cgroup, setup.of_cgroup) = (*id, *rules);
+        }
+        setup.single = u32::from(self.rules.len() == 1);
+        setup.asks = u32::from(self.rules.iter().any(|rule| rule.asks != 0));
         setup.globs = u32::from(!self.globs.is_empty());
         setup.level_count = levels.len() as u32;
         for (to, level) in setup.levels.iter_mut().zip(levels) {
