@@ -4,6 +4,8 @@
 #![no_std]
 #![no_main]
 
+mod end;
+
 use core::hint::black_box;
 
 use aya_ebpf::{
@@ -156,14 +158,3 @@ fn source(context: &XdpContext) -> Option<*mut u32> {
 fn verdict(found: Option<&u64>) -> u32 {
     if found.is_some() { xdp_action::XDP_DROP } else { xdp_action::XDP_PASS }
 }
-
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    // The verifier would refuse a program that could get here.
-    loop {}
-}
-
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -12,6 +12,7 @@ mod bytes;
 mod connect;
 mod connection;
 mod corrupt;
+mod end;
 mod hook;
 mod kin;
 mod maps;
@@ -282,14 +283,3 @@ impl<const SENT: bool> Packet for Skb<SENT> {
         }
     }
 }
-
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    // The verifier would refuse a program that could get here.
-    loop {}
-}
-
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -11,6 +11,8 @@ mod act;
 #[path = "../atomic.rs"]
 mod atomic;
 mod corrupt;
+#[path = "../end.rs"]
+mod end;
 mod family;
 mod growth;
 mod kernel;
@@ -116,34 +118,20 @@ extern "C" fn fl_path(arguments: Arguments) -> i64 {
     answer(setup, || Subject::of_dentry(Typed::object(path, setup.at.path_dentry)))
 }
 
-/// Two `struct dentry`: either is what the call is about.
-#[inline(always)]
-fn either(one: Object, other: Object) -> i64 {
-    let setup = setup();
-    let Some(candidate) = candidate(setup, setup.rules[ONLY]) else { return 0 };
-    let first = Subject::<Typed>::of_dentry(one);
-    let wants =
-        |subject: &Subject<Typed>| candidate.rules & !setup.any_place & subject::places(setup, subject) != 0;
-    let subject = if candidate.rules & setup.any_place != 0 || wants(&first) {
-        first
-    } else {
-        Subject::of_dentry(other)
-    };
-    verdict(setup, decide(setup, &candidate, &subject))
-}
-
 /// A `struct dentry` second, and what is to have its place fourth.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "lsm/fl_rename")]
 extern "C" fn fl_rename(arguments: Arguments) -> i64 {
-    either(object::<1>(arguments), object::<3>(arguments))
+    let (from, to) = (object::<1>(arguments), object::<3>(arguments));
+    answer(setup(), || Subject::of_both(from, to))
 }
 
 /// A `struct dentry` first, and its other name third.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "lsm/fl_link")]
 extern "C" fn fl_link(arguments: Arguments) -> i64 {
-    either(object::<0>(arguments), object::<2>(arguments))
+    let (from, to) = (object::<0>(arguments), object::<2>(arguments));
+    answer(setup(), || Subject::of_both(from, to))
 }
 
 /// A `struct linux_binprm`: a program that is executed.
@@ -302,14 +290,3 @@ extern "C" fn fl_identify(arguments: Arguments) -> i64 {
     unsafe { *found = kernel::identity::<Addressed>(inode) };
     0
 }
-
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    // The verifier would refuse a program that could get here.
-    loop {}
-}
-
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

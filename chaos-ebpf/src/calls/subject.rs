@@ -22,12 +22,20 @@ pub(crate) struct Subject<R> {
     pub(crate) inode: Object,
     /// Its place in its file system.
     pub(crate) dentry: Object,
+    /// Another place that it is to have, or that it takes from another file.
+    other: Object,
     reach: PhantomData<R>,
 }
 
 impl Subject<Typed> {
     /// Of no file.
-    pub(crate) const NONE: Self = Self { file: null(), inode: null(), dentry: null(), reach: PhantomData };
+    pub(crate) const NONE: Self = Self::new(null(), null(), null());
+}
+
+impl<R> Subject<R> {
+    const fn new(file: Object, inode: Object, dentry: Object) -> Self {
+        Self { file, inode, dentry, other: null(), reach: PhantomData }
+    }
 }
 
 impl<R: Reach> Subject<R> {
@@ -35,18 +43,23 @@ impl<R: Reach> Subject<R> {
     #[inline(always)]
     pub(crate) fn of_file(file: Object) -> Self {
         if file.is_null() {
-            return Self { file, inode: null(), dentry: null(), reach: PhantomData };
+            return Self::new(file, null(), null());
         }
         let at = &setup().at;
-        let (inode, dentry) = (R::object(file, at.file_inode), R::object(file, at.file_dentry));
-        Self { file, inode, dentry, reach: PhantomData }
+        Self::new(file, R::object(file, at.file_inode), R::object(file, at.file_dentry))
     }
 
     /// Of a name in a directory.
     #[inline(always)]
     pub(crate) fn of_dentry(dentry: Object) -> Self {
         let inode = R::object(dentry, setup().at.dentry_inode);
-        Self { file: null(), inode, dentry, reach: PhantomData }
+        Self::new(null(), inode, dentry)
+    }
+
+    /// Of a name, and another that it is to have.
+    #[inline(always)]
+    pub(crate) fn of_both(dentry: Object, other: Object) -> Self {
+        Self { other, ..Self::of_dentry(dentry) }
     }
 
     /// The super block, by its address; null without a file.
@@ -68,9 +81,18 @@ impl<R: Reach> Subject<R> {
 /// How many directories above a file are looked at.
 const DEPTH: u32 = 256;
 
-/// The rules that want this file, or a directory that it is beneath.
+/// The rules that want this file, or a directory that it is beneath, under either of its names.
 #[inline(always)]
 pub(crate) fn places<R: Reach>(setup: &Setup, subject: &Subject<R>) -> u64 {
+    let rules = place(setup, subject);
+    if subject.other.is_null() {
+        return rules;
+    }
+    rules | place(setup, &Subject::<R>::of_dentry(subject.other))
+}
+
+#[inline(always)]
+fn place<R: Reach>(setup: &Setup, subject: &Subject<R>) -> u64 {
     let Subject { file, inode, dentry, .. } = *subject;
     if dentry.is_null() {
         return 0;

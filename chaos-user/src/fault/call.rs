@@ -54,6 +54,15 @@ pub struct Wanted {
     pub flags: u32,
 }
 
+impl Wanted {
+    /// Whether it asks what file a call is about.
+    #[must_use]
+    pub fn is_of_files(&self) -> bool {
+        let Self { places, file_systems, devices, flags, .. } = self;
+        !places.is_empty() || !file_systems.is_empty() || !devices.is_empty() || *flags != 0
+    }
+}
+
 impl CallRule {
     /// The rule of a fault that wants these.
     #[must_use]

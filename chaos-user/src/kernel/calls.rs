@@ -1,86 +1,37 @@
 //! The programs of faults in system calls: where they are attached, by the first mechanism of the table that works.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     ffi::CString,
-    fs, io,
+    io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
 use chaos_ebpf::{
     abi::{self, Control},
-    call::{CALLS, Inode, MAX_CALLS, Offsets, Setup, effect, kind, map, program},
+    call::{Inode, Offsets, Setup, map, program},
 };
-use syscalls::Sysno;
 
 use super::{
     Error, Result,
     btf::KernelTypes,
     code::Code,
     counters::{Counters, MapIds},
-    hook::{self, Site, site_of, sites},
+    hook::Site,
     maps,
     mechanism::Mechanism,
     object,
-    probe::perf::Event,
+    probe::{self, perf::Event},
     sys,
+    wiring::{CallsError, Refusals, Wired, Wiring, wire},
 };
-use crate::{
-    fault::{CallRule, CallTables},
-    spec::{Calls, Op},
-};
+use crate::fault::{CallRule, CallTables};
 
 /// The name of a program's constants.
 const SETUP: &str = "FL_SETUP";
 
 /// Processes that can belong to the targets at a time.
 const PROCESSES: u32 = 1 << 15;
-
-/// Where the kernel says which security modules are asked.
-const MODULES: &str = "/sys/kernel/security/lsm";
-
-/// What a rule is of: an operation, or a system call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Unit {
-    /// An operation.
-    Op(Op),
-    /// A system call.
-    Call(Sysno),
-}
-
-impl std::fmt::Display for Unit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Op(op) => f.write_str(op.name()),
-            Self::Call(call) => f.write_str(call.name()),
-        }
-    }
-}
-
-/// What a rule is of, each by itself.
-#[must_use]
-pub fn units(rule: &CallRule) -> Vec<Unit> {
-    match &rule.calls {
-        Calls::Ops(ops) => ops.iter().copied().map(Unit::Op).collect(),
-        Calls::Named(calls, _) => calls.iter().copied().map(Unit::Call).collect(),
-    }
-}
-
-/// What could not be had.
-#[derive(Debug, thiserror::Error)]
-pub enum CallsError {
-    /// No mechanism for an operation or a system call.
-    #[error("{what} cannot be hit on this kernel: {why}")]
-    NoMechanism {
-        /// Which.
-        what: String,
-        /// Why each of the mechanisms cannot.
-        why: String,
-    },
-    /// The kernel's answer.
-    #[error(transparent)]
-    Kernel(#[from] Error),
-}
 
 /// Finds out what the kernel knows files by.
 #[derive(Debug)]
@@ -147,7 +98,7 @@ pub struct Attached {
 #[expect(dead_code, reason = "it is held, and closed with its owner")]
 enum Hold {
     Link(OwnedFd),
-    Event(super::probe::perf::Attached),
+    Event(probe::perf::Attached),
 }
 
 /// The programs and their maps in the kernel, disarmed until [`CallPrograms::set_control`] says otherwise. All of it goes
@@ -270,9 +221,6 @@ struct Chosen {
     calls: Vec<u64>,
 }
 
-/// Why mechanisms are passed over: for everything, or for one thing.
-type Refusals = BTreeMap<(Mechanism, Option<Unit>), String>;
-
 /// Loads what each rule takes, by the first mechanism that works. One that the kernel refuses is left out, and all is looked
 /// at again without it: nothing is attached before everything is loaded.
 fn choose(
@@ -284,8 +232,15 @@ fn choose(
     types: &KernelTypes,
 ) -> std::result::Result<Chosen, CallsError> {
     let mut refusals = Refusals::new();
-    if let Some(reason) = modules_refusal() {
-        refusals.insert((Mechanism::Lsm, None), reason);
+    // They would load and attach all the same, and never be asked.
+    match probe::security_modules() {
+        Ok(active) if !active.iter().any(|module| module == "bpf") => {
+            let active = active.join(",");
+            let reason = format!("bpf is not among the active security modules ({active})");
+            refusals.insert((Mechanism::Lsm, None), reason);
+        }
+        Err(error) => _ = refusals.insert((Mechanism::Lsm, None), error.to_string()),
+        Ok(_) => {}
     }
     let mut loaded: BTreeMap<Site, Loaded> = BTreeMap::new();
     'again: loop {
@@ -310,145 +265,6 @@ fn choose(
         }
         return Ok(Chosen { loaded, calls });
     }
-}
-
-/// Why security modules in BPF are not asked, if they are not: they would load and attach all the same.
-fn modules_refusal() -> Option<String> {
-    let active = fs::read_to_string(MODULES).unwrap_or_default();
-    let active = active.trim();
-    (!active.split(',').any(|module| module == "bpf"))
-        .then(|| format!("bpf is not among the active security modules ({active})"))
-}
-
-/// What goes to a site.
-struct Wired {
-    setup: Setup,
-    units: BTreeSet<Unit>,
-    why: String,
-}
-
-struct Wiring {
-    sites: BTreeMap<Site, Wired>,
-    calls: Vec<u64>,
-}
-
-/// What goes where, by the first mechanism of each unit that is not refused.
-fn wire(
-    rules: &[CallRule],
-    tables: &CallTables,
-    setup: Setup,
-    by: Option<Mechanism>,
-    types: &KernelTypes,
-    refusals: &Refusals,
-) -> std::result::Result<Wiring, CallsError> {
-    let mut wiring = Wiring { sites: BTreeMap::new(), calls: vec![0; CALLS as usize] };
-    for (index, rule) in rules.iter().enumerate() {
-        let bit = 1_u64 << index;
-        for unit in units(rule) {
-            let mut passed_over = Vec::new();
-            let all = hook::mechanisms(rule.effect());
-            let found = all.filter(|it| by.is_none_or(|by| by == *it)).find_map(|mechanism| {
-                let reason = [None, Some(unit)].into_iter().find_map(|unit| refusals.get(&(mechanism, unit)));
-                let found = places(unit, mechanism, types);
-                match reason {
-                    Some(reason) => passed_over.push(format!("{mechanism}: {reason}")),
-                    None if found.is_empty() => passed_over.push(format!("{mechanism} has no hook for it")),
-                    None => return Some(found),
-                }
-                None
-            });
-            let Some(found) = found else {
-                let none = || by.map_or_else(String::new, |by| format!("{by} is not for this"));
-                let why = if passed_over.is_empty() { none() } else { passed_over.join("; ") };
-                return Err(CallsError::NoMechanism { what: unit.to_string(), why });
-            };
-            let why =
-                if passed_over.is_empty() { "the first choice".to_owned() } else { passed_over.join("; ") };
-            let row = tables.rules.get(index).map_or(0, |row| row.effects);
-            for Placed { site, kind, shape } in found {
-                if site.program == program::ANY_CALL {
-                    let calls = match unit {
-                        Unit::Op(op) => hook::calls_of(op).to_vec(),
-                        Unit::Call(call) => vec![call],
-                    };
-                    for call in calls {
-                        if let Some(rules) = wiring.calls.get_mut(call.id() as usize) {
-                            *rules |= bit;
-                        }
-                    }
-                }
-                let fresh =
-                    || Wired { setup: Setup { ..shape(setup) }, units: BTreeSet::new(), why: why.clone() };
-                let wired = wiring.sites.entry(site).or_insert_with(fresh);
-                wired.setup.rules[kind] |= bit;
-                // Only a write can be told to make a file longer; all else that grows does so always.
-                let growth = if unit == Unit::Op(Op::Write) { 0 } else { effect::GROWTH };
-                wired.setup.effects |= row & !growth;
-                wired.units.insert(unit);
-            }
-        }
-    }
-    Ok(wiring)
-}
-
-/// A place for a unit: its site, what it is asked for there, and what else the program must know.
-struct Placed {
-    site: Site,
-    kind: usize,
-    shape: Box<dyn Fn(Setup) -> Setup>,
-}
-
-fn places(unit: Unit, mechanism: Mechanism, types: &KernelTypes) -> Vec<Placed> {
-    match unit {
-        Unit::Op(op) => {
-            let all = sites(op, mechanism, types).into_iter();
-            all.map(|(site, hook)| {
-                let (within, other_calls) = hook.map(hook::Hook::calls).unwrap_or_default();
-                let shape = move |mut setup: Setup| {
-                    setup.call_count = within.len().min(MAX_CALLS) as u32;
-                    setup.other_calls = other_calls;
-                    setup.calls.iter_mut().zip(&within).for_each(|(to, from)| *to = *from);
-                    Setup { by_fd: 1, ..setup }
-                };
-                Placed { site, kind: hook.map_or(kind::READ, |hook| hook.kind), shape: Box::new(shape) }
-            })
-            .collect()
-        }
-        Unit::Call(call) => {
-            let by_fd = hook::takes_fd(call) || mechanism == Mechanism::RawTracepoint;
-            let shape = move |setup| Setup { by_fd: by_fd.into(), ..setup };
-            let site = site_of(call, mechanism, types);
-            site.map(|site| Placed { site, kind: kind::READ, shape: Box::new(shape) }).into_iter().collect()
-        }
-    }
-}
-
-/// A mechanism, and the kernel's functions or tracepoints it would be at.
-pub type Choice = (Mechanism, Vec<String>);
-
-/// Which mechanism each operation and system call of these rules would be hit by, as far as the kernel's types and this
-/// list of what it has say; and what stands against it where none is left.
-#[must_use]
-pub fn preview(
-    rules: &[CallRule],
-    by: Option<Mechanism>,
-    has: impl Fn(Mechanism) -> bool,
-    types: &KernelTypes,
-) -> Vec<(Unit, Option<Choice>)> {
-    let all = rules.iter().flat_map(|rule| units(rule).into_iter().map(|unit| (rule.effect(), unit)));
-    let choose = |(effect, unit)| {
-        let candidates = hook::mechanisms(effect);
-        let mut candidates = candidates.filter(|it| has(*it) && by.is_none_or(|by| by == *it));
-        let found = candidates.find_map(|mechanism| {
-            // One tracepoint is that of several system calls.
-            let functions: BTreeSet<_> =
-                places(unit, mechanism, types).into_iter().map(|it| it.site.function).collect();
-            let functions: Vec<_> = functions.into_iter().collect();
-            (!functions.is_empty()).then_some((mechanism, functions))
-        });
-        (unit, found)
-    };
-    all.map(choose).collect()
 }
 
 fn load(code: &Code, site: &Site, setup: &Setup, types: &KernelTypes) -> Result<OwnedFd> {

@@ -23,6 +23,7 @@ pub mod programs;
 pub mod sockets;
 pub mod sys;
 pub mod throttle;
+pub mod wiring;
 
 use std::io;
 

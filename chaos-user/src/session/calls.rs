@@ -17,10 +17,11 @@ use crate::{
     kernel::{
         self,
         btf::KernelTypes,
-        calls::{self, Attached, CallPrograms, Exempt},
+        calls::{Attached, CallPrograms, Exempt},
         counters::{Counters, MapIds},
         mechanism::Mechanism,
         probe,
+        wiring::{self, CallsError},
     },
     target::{self, Target},
 };
@@ -176,6 +177,8 @@ pub struct CallHook {
     pub mechanism: Option<Mechanism>,
     /// The kernel's functions, or its tracepoint.
     pub functions: Vec<String>,
+    /// Why there is none, and what to change.
+    pub missing: Option<String>,
 }
 
 impl CallPreview {
@@ -196,11 +199,16 @@ impl CallPlan {
         let kernel = probe::run();
         let types = KernelTypes::read()?;
         let has = |mechanism| kernel.has(mechanism);
-        let hooks = calls::preview(&self.rules, self.by, has, &types);
-        let hook = |(unit, found): (calls::Unit, Option<calls::Choice>)| {
+        let hook = |(unit, found): (wiring::Unit, Result<wiring::Choice, CallsError>)| {
+            let (found, missing) = match found {
+                Ok(found) => (Some(found), None),
+                Err(error) => (None, Some(error.to_string())),
+            };
             let (mechanism, functions) = found.unzip();
-            CallHook { what: unit.to_string(), mechanism, functions: functions.unwrap_or_default() }
+            let functions = functions.unwrap_or_default();
+            CallHook { what: unit.to_string(), mechanism, functions, missing }
         };
+        let hooks = wiring::preview(&self.rules, self.by, has, &types);
         let mut targets = Vec::new();
         for target in &self.targets {
             let processes = target::names(&target.processes()?);
@@ -221,10 +229,10 @@ impl fmt::Display for CallPreview {
         for (number, rule) in self.rules.iter().enumerate() {
             writeln!(f, "  rule {number}: {rule}")?;
         }
-        for CallHook { what, mechanism, functions } in &self.hooks {
-            match mechanism {
-                Some(mechanism) => writeln!(f, "  {what}: by {mechanism}: {}", functions.join(", "))?,
-                None => writeln!(f, "  {what}: not here: `faultline doctor` says what this kernel has")?,
+        for CallHook { what, mechanism, functions, missing } in &self.hooks {
+            match (mechanism, missing) {
+                (Some(mechanism), _) => writeln!(f, "  {what}: by {mechanism}: {}", functions.join(", "))?,
+                (None, missing) => writeln!(f, "  {}", missing.as_deref().unwrap_or(what))?,
             }
         }
         if self.targets.is_empty() {

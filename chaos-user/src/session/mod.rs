@@ -42,11 +42,11 @@ pub use watch::{Ending, Observer, Signals, watch};
 use crate::{
     kernel::{
         self, btf,
-        calls::CallsError,
         clock::{self, Ticks},
         counters::{Counters, MapIds},
         mechanism::Mechanism,
         throttle::{Tally, ThrottleError},
+        wiring::CallsError,
     },
     target::{self, CgroupError, Target},
 };

@@ -36,8 +36,7 @@ impl Host {
             },
         );
         let read = |file| mounts::read(c"securityfs", SECURITYFS, file);
-        let list = |text: String| text.trim().split(',').map(str::to_owned).collect();
-        let security_modules: Result<Vec<String>> = read("lsm").map(list);
+        let security_modules = security_modules();
         let lockdown = match (read("lockdown"), &security_modules) {
             (Ok(text), _) => selected(&text).map(str::to_owned).ok_or_else(|| {
                 let file = format!("{SECURITYFS}/lockdown");
@@ -49,6 +48,16 @@ impl Host {
         };
         Self { kernel, architecture, unprivileged: unprivileged(), lockdown, security_modules }
     }
+}
+
+/// The active security modules, wherever securityfs is mounted or not.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn security_modules() -> Result<Vec<String>> {
+    let text = mounts::read(c"securityfs", SECURITYFS, "lsm")?;
+    Ok(text.trim().split(',').map(str::to_owned).collect())
 }
 
 /// Why this process may not do what Faultline does, if so.
