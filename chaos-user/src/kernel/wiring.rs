@@ -129,7 +129,9 @@ pub(super) fn wire(
     refusals: &Refusals,
 ) -> Result<Wiring, CallsError> {
     let mut wiring = Wiring { sites: BTreeMap::new(), calls: vec![0; CALLS as usize] };
-    let looks_at_files = u32::from(rules.iter().any(|rule| rule.wanted.is_of_files()));
+    // What would grow is told by the file as well.
+    let grows = tables.rules.iter().any(|row| row.effects & effect::GROWTH != 0);
+    let looks_at_files = u32::from(grows || rules.iter().any(|rule| rule.wanted.is_of_files()));
     for (index, rule) in rules.iter().enumerate() {
         let bit = 1_u64 << index;
         for unit in units(rule) {
