@@ -142,8 +142,13 @@ impl Detour {
         let qdiscs = netlink.qdiscs(self.near)?;
         let fq = qdiscs.iter().find(|qdisc| qdisc.kind == "fq");
         let (waiting, unqueued) = fq.map_or((0, 0), |fq| (fq.waiting, fq.drops));
-        let unsent = netlink.link_by_index(self.near)?.map_or(0, |near| near.unsent);
-        Ok(QueueCount { waiting, lost: u64::from(unqueued) + unsent })
+        // Each end counts what the CPU's backlog had no room for on the way to the other.
+        let mut unsent = |netlink: &mut Netlink, end: u32| {
+            Ok::<_, Error>(netlink.link_by_index(end)?.map_or(0, |end| end.unsent))
+        };
+        let there = unsent(&mut Netlink::open_in(self.netns.as_fd())?, self.far)?;
+        let here = unsent(&mut netlink, self.near)?;
+        Ok(QueueCount { waiting, lost: u64::from(unqueued) + here + there })
     }
 
     /// Waits until no packet waits any more, at most this long.
