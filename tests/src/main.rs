@@ -33,7 +33,7 @@ struct Cli {
     /// This machine is emulated in software: leave out tests that would take minutes, repeat less, wait longer
     #[arg(long)]
     emulated: bool,
-    /// A kernel that differs in its configuration alone runs everything: leave out the tests of what is done to packets
+    /// A kernel that differs in its configuration alone runs everything: leave out the tests that it has no part in
     #[arg(long)]
     twin: bool,
     /// Run this test here, in this process
@@ -116,14 +116,25 @@ fn announce(test: &Test) -> io::Result<()> {
     out.flush()
 }
 
-/// The tests whose outcome depends on the kernel's network stack, and on nothing that is configured.
-const OF_PACKETS: [&str; 8] =
-    ["shape::", "aim::", "by_process::", "cut::", "sever::", "profile::", "dns::", "programs::"];
+/// The tests whose outcome depends on nothing that is configured: another kernel of the same version runs them.
+const ELSEWHERE: [&str; 11] = [
+    "shape::",
+    "aim::",
+    "by_process::",
+    "cut::",
+    "sever::",
+    "profile::",
+    "dns::",
+    "programs::",
+    "loss::",
+    "life::",
+    "slow::",
+];
 
 fn is_chosen(test: &Test, cli: &Cli) -> bool {
     let named = cli.filter.is_empty() || cli.filter.iter().any(|filter| test.name.contains(filter.as_str()));
-    let of_packets = OF_PACKETS.iter().any(|file| test.name.starts_with(file));
-    named && !(cli.emulated && test.slow) && !(cli.twin && of_packets)
+    let elsewhere = ELSEWHERE.iter().any(|file| test.name.starts_with(file));
+    named && !(cli.emulated && test.slow) && !(cli.twin && elsewhere)
 }
 
 fn list(tests: &[&Test]) -> io::Result<ExitCode> {
