@@ -3,7 +3,10 @@
 //!
 //! As of packets, a set of rules is a `u64`, and times are in ticks of `jiffies_64` unless they say otherwise.
 
-use crate::abi::{Delay, MAX_LEVELS, Window};
+use crate::{
+    abi::{Delay, MAX_LEVELS, Window},
+    time::Watch,
+};
 
 /// Program names: at most 15 bytes. Each is written for what a hook passes, and loaded once for each hook that passes it.
 pub mod program {
@@ -167,8 +170,12 @@ pub struct Offsets {
     pub type_name: u32,
     /// Of `struct linux_binprm`.
     pub exec_file: u32,
-    /// Not used.
-    pub pad: u32,
+    /// Of `struct mm_struct`: where the vDSO lies. This and what follows are found for faults in clocks alone.
+    pub mm_vdso: u32,
+    /// Which it is.
+    pub mm_vdso_image: u32,
+    /// Of `struct vdso_image`: how long it is.
+    pub image_size: u32,
 }
 
 /// Constants of one program at one hook: what the verifier sees here it uses to remove the branches it does not need.
@@ -221,6 +228,8 @@ pub struct Setup {
     pub asks: u32,
     /// 1 if there is one rule alone.
     pub single: u32,
+    /// Of faults in clocks.
+    pub watch: Watch,
     /// Where the running kernel keeps what.
     pub at: Offsets,
 }
@@ -341,8 +350,8 @@ impl Rule {
 
 const _: () = assert!(size_of::<Inode>() == 16);
 const _: () = assert!(size_of::<Place>() == 16);
-const _: () = assert!(size_of::<Offsets>() == 136);
-const _: () = assert!(size_of::<Setup>() == 344);
+const _: () = assert!(size_of::<Offsets>() == 144);
+const _: () = assert!(size_of::<Setup>() == 376);
 const _: () = assert!(size_of::<Argument>() == 16);
 const _: () = assert!(size_of::<Rule>() == 200);
 

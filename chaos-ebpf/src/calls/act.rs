@@ -35,7 +35,8 @@ pub(crate) struct Candidate {
     pub(crate) task: Object,
     /// The rules that want them.
     pub(crate) rules: u64,
-    now: u64,
+    /// In ticks.
+    pub(crate) now: u64,
 }
 
 /// The call, if any of these rules is in force and wants whoever makes it.

@@ -20,6 +20,7 @@ mod kernel;
 mod kin;
 mod maps;
 mod subject;
+mod time;
 
 use aya_ebpf::{
     bindings::pt_regs,

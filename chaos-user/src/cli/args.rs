@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use super::{
     call_args::{DenyOptions, FailCommand, SysCommand},
     slow::FileCommand,
+    time::TimeCommand,
 };
 use crate::{
     spec::{
@@ -81,6 +82,17 @@ pub(super) enum Command {
     Deny {
         #[command(flatten)]
         fault: DenyOptions,
+    },
+    /// Have processes read wrong clocks, while the host's are right
+    Time {
+        #[command(subcommand)]
+        command: TimeCommand,
+    },
+    /// What a run starts beside itself, to clean up at once should it be killed.
+    #[command(name = crate::session::GUARD, hide = true)]
+    Guard {
+        /// The run.
+        id: String,
     },
     /// List the faults of all owners
     Ps {
@@ -294,11 +306,15 @@ type Group = (Vec<String>, Vec<OsString>);
 /// The arguments without the first fault's words, these words, and each group after an `--and`.
 pub(super) fn split(arguments: impl Iterator<Item = OsString>) -> (Vec<OsString>, Vec<String>, Vec<Group>) {
     let arguments: Vec<_> = arguments.collect();
-    let mut groups = arguments.split(|argument| argument == AND).map(<[_]>::to_vec);
+    // What is behind this is a command of somebody else's.
+    let end = arguments.iter().position(|argument| argument == "--").unwrap_or(arguments.len());
+    let (ours, command) = arguments.split_at(end);
+    let mut groups = ours.split(|argument| argument == AND).map(<[_]>::to_vec);
     let mut first = groups.next().unwrap_or_default();
     let is_net = first.get(1).is_some_and(|command| command == "net");
     let (words, rest) = leading(first.split_off(if is_net { 2 } else { first.len() }));
     first.extend(rest);
+    first.extend_from_slice(command);
     (first, words, groups.map(leading).collect())
 }
 

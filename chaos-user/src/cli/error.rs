@@ -31,6 +31,9 @@ pub enum CliError {
         "whose calls, or of which files? Say it with --pid, --cgroup, --unit, --container or --path, or write --everything"
     )]
     Unaimed,
+    /// Of nobody.
+    #[error("whose clocks? Say it with --pid, --cgroup, --unit or --container, or write a command after --")]
+    WithoutClocks,
     /// A limit of nobody.
     #[error("who is slow? Say it with --cgroup, --unit or --container")]
     WithoutCgroup,
@@ -126,6 +129,7 @@ impl CliError {
             Self::Session(SessionError::Dirty(_)) => Code::Dirty,
             Self::NotRoot
             | Self::Unaimed
+            | Self::WithoutClocks
             | Self::WithoutCgroup
             | Self::Held { .. }
             | Self::Place(_)

@@ -3,6 +3,7 @@
 mod args;
 mod call_args;
 mod calls;
+mod command;
 mod doctor;
 mod error;
 mod interval;
@@ -11,6 +12,7 @@ mod owners;
 mod profile;
 mod report;
 mod slow;
+mod time;
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -20,29 +22,49 @@ use crate::spec::Family;
 use args::{Cli, Command};
 pub use error::CliError;
 use slow::FileCommand;
+use time::TimeCommand;
 
 /// How a command ended: the exit codes of design.md §8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
     /// Done; for a fault: it was observed and all is reverted.
-    Success = 0,
+    Success,
     /// What was asked makes no sense.
-    InvalidInput = 2,
+    InvalidInput,
     /// Nothing was begun.
-    NotStarted = 3,
+    NotStarted,
     /// Ended before its time by something that nobody asked for; reverted.
-    Aborted = 4,
+    Aborted,
     /// The fault never fired.
-    Inconclusive = 5,
+    Inconclusive,
     /// Something could not be reverted.
-    Dirty = 6,
+    Dirty,
     /// Ended by a signal; reverted.
-    Interrupted = 130,
+    Interrupted,
+    /// That of the program it was told to start.
+    OfCommand(u8),
+}
+
+impl Code {
+    /// As a number.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Success => 0,
+            Self::InvalidInput => 2,
+            Self::NotStarted => 3,
+            Self::Aborted => 4,
+            Self::Inconclusive => 5,
+            Self::Dirty => 6,
+            Self::Interrupted => 130,
+            Self::OfCommand(code) => code,
+        }
+    }
 }
 
 impl From<Code> for ExitCode {
     fn from(code: Code) -> Self {
-        Self::from(code as u8)
+        Self::from(code.number())
     }
 }
 
@@ -65,6 +87,8 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> Result<Code, CliError> 
         Command::Fork { command } => calls::run(command.typed(Family::Fork)?),
         Command::Sock { command } => calls::run(command.typed(Family::Sock)?),
         Command::Deny { fault } => calls::run(fault.typed()?),
+        Command::Time { command: TimeCommand::Skew(options) } => time::run(*options),
+        Command::Guard { id } => owners::guard(&id),
         Command::Ps { json } => owners::ps(json),
         Command::Stop { ids, all } => owners::stop(&ids, all),
         Command::Doctor { json } => doctor::run(json),

@@ -12,7 +12,7 @@ use chaos_ebpf::abi::Direction;
 use super::{
     CliError, Code,
     args::RunOptions,
-    report::{self, Reporter},
+    report::{self, Manner, Reporter},
 };
 use crate::{
     fault::{
@@ -68,16 +68,31 @@ pub(super) fn inject(
     names: Option<&Names>,
     json: bool,
 ) -> Result<Code, CliError> {
-    let mut reporter = Reporter::new(json);
+    let manner = Manner { json, has_command: false };
+    Ok(inject_until(prepared, signals, names, manner, || Ok(()))?.0)
+}
+
+/// The same, with something to be done once it acts; says what ended it as well.
+pub(super) fn inject_until(
+    prepared: Prepared,
+    signals: &Signals,
+    names: Option<&Names>,
+    manner: Manner,
+    begin: impl FnOnce() -> io::Result<()>,
+) -> Result<(Code, Ending), CliError> {
+    let mut reporter = Reporter::new(manner);
     // Whatever fails from here on, the fault is ended in order and that is what is reported.
     let (ending, report) = match reporter.prepared(&prepared).and_then(|()| signals.next()) {
-        Ok(None) => watched(prepared.arm()?, signals, names, &mut reporter)?,
+        Ok(None) => watched(prepared.arm()?, signals, names, &mut reporter, begin)?,
         Ok(Some(signal)) => (Ending::Signal(signal), prepared.end()?),
         Err(_) => (Ending::Unheard, prepared.end()?),
     };
-    let code = code(ending, report.rules.iter().any(|rule| rule.fired.packets > 0));
+    let fired = report.rules.iter().any(|rule| rule.fired.packets > 0);
+    let ending =
+        if manner.has_command && ending == Ending::TargetGone { Ending::CommandEnded } else { ending };
+    let code = code(ending, fired);
     reporter.ended(ending, &report, code)?;
-    Ok(code)
+    Ok((code, ending))
 }
 
 /// The rules of all faults, with everybody they speak of looked up.
@@ -154,8 +169,9 @@ fn watched(
     signals: &Signals,
     names: Option<&Names>,
     reporter: &mut Reporter,
+    begin: impl FnOnce() -> io::Result<()>,
 ) -> Result<(Ending, RunReport), CliError> {
-    let ending = match reporter.armed(&armed) {
+    let ending = match reporter.armed(&armed).and_then(|()| begin()) {
         Ok(()) => watch(&mut armed, signals, names, reporter),
         Err(_) => Ok(Ending::Unheard),
     };
@@ -203,8 +219,8 @@ pub(super) fn draw_seed() -> io::Result<u64> {
 
 fn code(ending: Ending, fired: bool) -> Code {
     match ending {
-        Ending::Elapsed if fired => Code::Success,
-        Ending::Elapsed => Code::Inconclusive,
+        Ending::Elapsed | Ending::CommandEnded if fired => Code::Success,
+        Ending::Elapsed | Ending::CommandEnded => Code::Inconclusive,
         Ending::Signal(_) => Code::Interrupted,
         Ending::Lapsed(_)
         | Ending::DeviceGone

@@ -106,6 +106,13 @@ pub(super) fn stop(ids: &[String], all: bool) -> Result<Code, CliError> {
     Ok(Code::Success)
 }
 
+/// What a run starts beside itself.
+pub(super) fn guard(id: &str) -> Result<Code, CliError> {
+    require_root()?;
+    session::guard(id)?;
+    Ok(Code::Success)
+}
+
 /// Clears away what dead owners have left.
 pub(super) fn sweep() -> Result<Code, CliError> {
     require_root()?;

@@ -28,10 +28,20 @@ pub(super) fn preview(preview: &(impl Serialize + Display), json: bool) -> io::R
     writeln!(out, "{object}")
 }
 
+/// How a run is told of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Manner {
+    /// As one JSON object a line.
+    pub(super) json: bool,
+    /// It is about a program that was started for it, whose output is not to be mixed with ours.
+    pub(super) has_command: bool,
+}
+
 /// Prints a run.
 #[derive(Debug)]
 pub(super) struct Reporter {
     json: bool,
+    has_command: bool,
     /// Progress is written over itself on a terminal and a line a second elsewhere.
     terminal: bool,
     stdout: io::Stdout,
@@ -39,8 +49,14 @@ pub(super) struct Reporter {
 }
 
 impl Reporter {
-    pub(super) fn new(json: bool) -> Self {
-        Self { json, terminal: io::stderr().is_terminal(), stdout: io::stdout(), id: String::new() }
+    pub(super) fn new(Manner { json, has_command }: Manner) -> Self {
+        Self {
+            json,
+            has_command,
+            terminal: io::stderr().is_terminal(),
+            stdout: io::stdout(),
+            id: String::new(),
+        }
     }
 
     fn line(&self, event: &str, facts: Value) -> io::Result<()> {
@@ -72,6 +88,9 @@ impl Reporter {
                 }),
             );
         }
+        if self.has_command {
+            return Ok(());
+        }
         let mut out = io::stdout().lock();
         let seed = plan.seed.map_or_else(String::new, |seed| format!(", seed {seed}"));
         writeln!(out, "fault {} on {}{seed}", self.id, plan.place)?;
@@ -102,6 +121,9 @@ impl Reporter {
         if self.json {
             return self.line("armed", json!({ "at_ns": armed.since(), "remaining_s": seconds(left) }));
         }
+        if self.has_command {
+            return Ok(());
+        }
         let mut out = io::stdout().lock();
         match armed.duration() {
             Some(duration) => {
@@ -113,20 +135,24 @@ impl Reporter {
     }
 
     pub(super) fn ended(&self, ending: Ending, report: &RunReport, code: Code) -> io::Result<()> {
-        let RunReport { rules, spared, queue_lost } = report;
+        let RunReport { rules, spared, queue_lost, remarks } = report;
         let (verdict, reason) = verdict(ending, code);
         if self.json {
             let facts = json!({
                 "verdict": verdict,
                 "reason": reason,
-                "exit_code": code as u8,
+                "exit_code": code.number(),
                 "rules": rules.iter().map(facts).collect::<Vec<_>>(),
                 "spared": spared,
                 "queue_lost": queue_lost,
+                "remarks": remarks,
             });
             return self.line("summary", facts);
         }
         self.clear_progress()?;
+        if self.has_command {
+            return remarks.iter().try_for_each(|remark| writeln!(io::stderr(), "faultline: {remark}"));
+        }
         let mut out = io::stdout().lock();
         writeln!(out, "{verdict}: {reason}; disarmed, detached, verified")?;
         writeln!(
@@ -178,6 +204,7 @@ impl Reporter {
                  (net.core.netdev_max_backlog), or the fault ended"
             )?;
         }
+        remarks.iter().try_for_each(|remark| writeln!(out, "{remark}"))?;
         for rule in rules.iter().filter(|rule| rule.fired.segments > rule.fired.packets) {
             let Count { packets, segments, .. } = rule.fired;
             writeln!(
@@ -196,6 +223,18 @@ impl Reporter {
 }
 
 impl Observer for Reporter {
+    fn settling(&mut self, time: Duration) -> io::Result<()> {
+        if self.json {
+            return self.line("settling", json!({ "seconds": time.as_secs_f64() }));
+        }
+        self.clear_progress()?;
+        let time = humantime::format_duration(rounded(time));
+        writeln!(
+            io::stderr(),
+            "faultline: monotonic clocks become right within {time}; another ^C has them jump"
+        )
+    }
+
     fn output(&self) -> BorrowedFd<'_> {
         self.stdout.as_fd()
     }
@@ -210,6 +249,9 @@ impl Observer for Reporter {
                 "rules": rules.iter().map(facts).collect::<Vec<_>>(),
             });
             return self.line("progress", facts);
+        }
+        if self.has_command {
+            return Ok(());
         }
         let time = match left {
             Some(left) => format!("{} left", humantime::format_duration(rounded(left))),
@@ -259,6 +301,10 @@ fn verdict(ending: Ending, code: Code) -> (&'static str, String) {
             ("aborted", "somebody else has changed what it had set, which is left so".into())
         }
         Ending::TargetGone => ("aborted", "whom it was aimed at is gone".into()),
+        Ending::CommandEnded if code == Code::Inconclusive => {
+            ("inconclusive", "the command has ended and it never fired".into())
+        }
+        Ending::CommandEnded => ("observed", "the command has ended".into()),
         Ending::Unheard => ("aborted", "nobody reads its output any more".into()),
     }
 }

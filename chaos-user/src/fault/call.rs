@@ -173,17 +173,29 @@ impl CallTables {
         }
         let mut tables = Self::default();
         for (index, rule) in rules.iter().enumerate() {
-            tables.add(1 << index, rule)?;
+            tables.add(1 << index, &rule.wanted)?;
             let row = rule.row(&mut tables.deviations, nth(seed, index as u64));
             tables.rules.push(row);
         }
-        tables.close(rules)?;
+        let wanted: Vec<_> = rules.iter().map(|rule| &rule.wanted).collect();
+        tables.close(&wanted)?;
         Ok(tables)
     }
 
-    fn add(&mut self, bit: u64, rule: &CallRule) -> Result<(), CallError> {
-        let Wanted { cgroups, processes, places, users, names, file_systems, devices, flags: _ } =
-            &rule.wanted;
+    /// Compiles what says no more than whose, for one rule that does nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`].
+    pub fn of_owners(wanted: &Wanted) -> Result<Self, CallError> {
+        let mut tables = Self { rules: vec![Rule::NOTHING], ..Self::default() };
+        tables.add(1, wanted)?;
+        tables.close(&[wanted])?;
+        Ok(tables)
+    }
+
+    fn add(&mut self, bit: u64, wanted: &Wanted) -> Result<(), CallError> {
+        let Wanted { cgroups, processes, places, users, names, file_systems, devices, flags: _ } = wanted;
         cgroups.iter().for_each(|cgroup| *self.cgroups.entry(cgroup.id).or_default() |= bit);
         processes.iter().for_each(|pid| *self.processes.entry(*pid).or_default() |= bit);
         users.iter().for_each(|uid| *self.users.entry(*uid).or_default() |= bit);
@@ -211,13 +223,13 @@ impl CallTables {
     }
 
     /// Bits without a rule count as satisfied, so that "nobody asks" is all ones.
-    fn close(&mut self, rules: &[CallRule]) -> Result<(), CallError> {
+    fn close(&mut self, wanted: &[&Wanted]) -> Result<(), CallError> {
         let free = |asks: fn(&Wanted) -> bool| {
-            let asking = rules.iter().enumerate().filter(|(_, rule)| asks(&rule.wanted));
+            let asking = wanted.iter().enumerate().filter(|(_, wanted)| asks(wanted));
             asking.fold(u64::MAX, |any, (index, _)| any & !(1 << index))
         };
         let levels: BTreeSet<u8> =
-            rules.iter().flat_map(|rule| &rule.wanted.cgroups).map(|cgroup| cgroup.level).collect();
+            wanted.iter().flat_map(|wanted| &wanted.cgroups).map(|cgroup| cgroup.level).collect();
         if levels.len() > MAX_LEVELS {
             return Err(TooMany::Levels(levels.len()).into());
         }

@@ -3,9 +3,11 @@
 pub mod call;
 mod distribution;
 pub mod glob;
+pub mod line;
 mod names;
 pub mod net;
 pub mod profile;
+pub mod skew;
 mod tables;
 
 use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};

@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use btf_rs::{Backend, Btf, Struct, Type};
+use btf_rs::{Backend, Btf, Member, Struct, Type};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::{Error, Result};
@@ -46,29 +46,52 @@ impl KernelTypes {
         let types = self.0.resolve_types_by_name(structure).map_err(|error| unreadable(&error))?;
         for found in types {
             let Type::Struct(found) = found else { continue };
-            if let Some(bits) = self.bits_within(&found, field) {
+            if let Some((bits, _)) = self.find(&found, field) {
                 return Ok(bits / 8);
             }
         }
-        Err(Error::new(
-            "look-up",
-            format!("{structure}.{field} in {VMLINUX}"),
-            io::ErrorKind::NotFound.into(),
-        ))
+        Err(missing(&format!("{structure}.{field}")))
     }
 
-    /// The same in bits, also of a field in a part of it that has no name.
-    fn bits_within(&self, structure: &Struct, field: &str) -> Option<u32> {
+    /// Offset of `part` of `field` in `structure`, in bytes, where the field is a structure itself.
+    ///
+    /// # Errors
+    ///
+    /// If this kernel has no such field, or none with such a part.
+    pub fn offset_within(&self, structure: &str, field: &str, part: &str) -> Result<u32> {
+        let types = self.0.resolve_types_by_name(structure).map_err(|error| unreadable(&error))?;
+        let bits = types.into_iter().find_map(|found| {
+            let Type::Struct(found) = found else { return None };
+            let (bits, inner) = self.find(&found, field)?;
+            Some(bits + self.find(&self.structure(&inner)?, part)?.0)
+        });
+        bits.map(|bits| bits / 8).ok_or_else(|| missing(&format!("{structure}.{field}.{part}")))
+    }
+
+    /// The offset of a field in bits, and the field itself, also in a part of the structure that has no name.
+    fn find(&self, structure: &Struct, field: &str) -> Option<(u32, Member)> {
         structure.members.iter().find_map(|member| match self.0.resolve_name(member).ok()? {
-            name if name == field => Some(member.bit_offset()),
-            name if name.is_empty() => match self.0.resolve_chained_type(member).ok()? {
-                Type::Struct(part) | Type::Union(part) => {
-                    Some(member.bit_offset() + self.bits_within(&part, field)?)
-                }
-                _ => None,
-            },
+            name if name == field => Some((member.bit_offset(), member.clone())),
+            name if name.is_empty() => {
+                let (bits, found) = self.find(&self.structure(member)?, field)?;
+                Some((member.bit_offset() + bits, found))
+            }
             _ => None,
         })
+    }
+
+    /// What a field is, whatever else it is called, if that has fields.
+    fn structure(&self, member: &Member) -> Option<Struct> {
+        let mut found = self.0.resolve_chained_type(member).ok()?;
+        loop {
+            found = match found {
+                Type::Struct(found) | Type::Union(found) => return Some(found),
+                Type::Typedef(other) => self.0.resolve_chained_type(&other).ok()?,
+                Type::Const(other) => self.0.resolve_chained_type(&other).ok()?,
+                Type::Volatile(other) => self.0.resolve_chained_type(&other).ok()?,
+                _ => return None,
+            };
+        }
     }
 
     /// The number of a function, which programs attach to.
@@ -78,13 +101,14 @@ impl KernelTypes {
     /// If this kernel has no such function, or keeps its type to itself.
     pub fn function(&self, name: &str) -> Result<u32> {
         let ids = self.0.resolve_ids_by_name(name).unwrap_or_default();
-        ids.into_iter().find(|id| matches!(self.0.resolve_type_by_id(*id), Ok(Type::Func(_)))).ok_or_else(
-            || {
-                let object = format!("function {name} in {VMLINUX}");
-                Error::new("look-up", object, io::ErrorKind::NotFound.into())
-            },
-        )
+        ids.into_iter()
+            .find(|id| matches!(self.0.resolve_type_by_id(*id), Ok(Type::Func(_))))
+            .ok_or_else(|| missing(&format!("function {name}")))
     }
+}
+
+fn missing(what: &str) -> Error {
+    Error::new("look-up", format!("{what} in {VMLINUX}"), io::ErrorKind::NotFound.into())
 }
 
 fn unreadable(error: &btf_rs::Error) -> Error {

@@ -30,6 +30,10 @@ use crate::fault::{CallRule, CallTables};
 /// The name of a program's constants.
 const SETUP: &str = "FL_SETUP";
 
+/// The programs that say who belongs to a process, and their tracepoints.
+pub(super) const FOLLOWED: [(&str, &str); 2] =
+    [(program::FORKED, "sched_process_fork"), (program::GONE, "sched_process_free")];
+
 /// Processes that can belong to the targets at a time.
 const PROCESSES: u32 = 1 << 15;
 
@@ -134,9 +138,7 @@ impl CallPrograms {
         let mut attached = Vec::new();
         if setup.processes != 0 {
             // First of all: those that come to be from here on are not to be missed.
-            for (program, tracepoint) in
-                [(program::FORKED, "sched_process_fork"), (program::GONE, "sched_process_free")]
-            {
+            for (program, tracepoint) in FOLLOWED {
                 let site = Site { mechanism: Mechanism::RawTracepoint, function: tracepoint.into(), program };
                 let loaded = load(&code, &site, &setup, &types)?;
                 attached.push(attach(site, "who belongs to a process".into(), &loaded)?);
@@ -267,11 +269,13 @@ fn choose(
     }
 }
 
-fn load(code: &Code, site: &Site, setup: &Setup, types: &KernelTypes) -> Result<OwnedFd> {
+/// Loads a program for its place.
+pub(super) fn load(code: &Code, site: &Site, setup: &Setup, types: &KernelTypes) -> Result<OwnedFd> {
     code.load(site.program, site.mechanism, &site.function, types, (SETUP, sys::bytes_of(setup)))
 }
 
-fn attach(site: Site, why: String, program: &OwnedFd) -> Result<Attached> {
+/// Attaches it there.
+pub(super) fn attach(site: Site, why: String, program: &OwnedFd) -> Result<Attached> {
     let info = sys::program_info(program.as_fd())?;
     let (hold, link) = match site.mechanism {
         Mechanism::KprobeOverride => {
@@ -290,7 +294,8 @@ fn attach(site: Site, why: String, program: &OwnedFd) -> Result<Attached> {
     Ok(Attached { site, why, program: info.id, link, _hold: hold })
 }
 
-fn fill(code: &mut Code, tables: &CallTables) -> Result<()> {
+/// Writes what the programs look things up in.
+pub(super) fn fill(code: &mut Code, tables: &CallTables) -> Result<()> {
     let to = code.maps_mut();
     maps::set_all(to, abi::map::RULES, &tables.rules)?;
     maps::set_all(to, abi::map::DEVIATIONS, &tables.deviations.entries)?;
@@ -304,7 +309,7 @@ fn fill(code: &mut Code, tables: &CallTables) -> Result<()> {
 }
 
 /// How many entries the maps need whose size depends on the run; the kernel refuses none at all.
-fn sizes(tables: &CallTables) -> Vec<(&'static str, u32)> {
+pub(super) fn sizes(tables: &CallTables) -> Vec<(&'static str, u32)> {
     let processes = if tables.processes.is_empty() { 1 } else { PROCESSES };
     let sizes = [
         (abi::map::DEVIATIONS, tables.deviations.entries.len()),
@@ -320,7 +325,8 @@ fn sizes(tables: &CallTables) -> Vec<(&'static str, u32)> {
     sizes.into_iter().map(|(name, entries)| (name, entries.max(1) as u32)).collect()
 }
 
-fn offsets(types: &KernelTypes) -> Result<Offsets> {
+/// Where the running kernel keeps what, the vDSO aside.
+pub(super) fn offsets(types: &KernelTypes) -> Result<Offsets> {
     let path = types.offset("file", "f_path")?;
     let name = types.offset("dentry", "d_name")?;
     let of = |structure, field| types.offset(structure, field);
@@ -358,6 +364,6 @@ fn offsets(types: &KernelTypes) -> Result<Offsets> {
         sb_type: of("super_block", "s_type")?,
         type_name: of("file_system_type", "name")?,
         exec_file: of("linux_binprm", "file")?,
-        pad: 0,
+        ..Offsets::default()
     })
 }

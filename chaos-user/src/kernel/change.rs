@@ -11,11 +11,12 @@ use super::{
     Result,
     ethtool::{Ethtool, Feature, SEGMENTATION},
     filter, gone,
+    memory::VdsoChange,
     netlink::Netlink,
     throttle::Throttle,
 };
 
-/// A change to an interface, in the network namespace that the caller has to enter, or to a cgroup.
+/// A change to an interface, in the network namespace that the caller has to enter, to a cgroup, or to processes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "change", rename_all = "snake_case")]
 pub enum Change {
@@ -43,6 +44,8 @@ pub enum Change {
     },
     /// Limits of a cgroup on a block device. Nobody else has any on both meanwhile.
     Throttle(Throttle),
+    /// Processes' vDSOs, whichever those are.
+    Vdso(VdsoChange),
 }
 
 impl Change {
@@ -50,7 +53,7 @@ impl Change {
     #[must_use]
     pub fn is_shared(&self) -> bool {
         match self {
-            Self::Filter { .. } | Self::Throttle(_) => false,
+            Self::Filter { .. } | Self::Throttle(_) | Self::Vdso(_) => false,
             Self::Clsact { .. } | Self::Features { .. } => true,
         }
     }
@@ -58,7 +61,7 @@ impl Change {
     /// Whether it is in a network namespace, which has to be entered to take it back.
     #[must_use]
     pub fn is_in_netns(&self) -> bool {
-        self.throttle().is_none()
+        !matches!(self, Self::Throttle(_) | Self::Vdso(_))
     }
 
     /// Takes it back. What is gone, or was never made, is no error.
@@ -75,6 +78,7 @@ impl Change {
                 gone::is_nothing(set).map(drop)
             }
             Self::Throttle(throttle) => throttle.undo(),
+            Self::Vdso(vdso) => vdso.undo(),
         }
     }
 
@@ -83,7 +87,7 @@ impl Change {
     pub fn program(&self) -> Option<u32> {
         match self {
             Self::Filter { program, .. } => Some(*program),
-            Self::Clsact { .. } | Self::Features { .. } | Self::Throttle(_) => None,
+            Self::Clsact { .. } | Self::Features { .. } | Self::Throttle(_) | Self::Vdso(_) => None,
         }
     }
 
@@ -92,7 +96,7 @@ impl Change {
     pub fn throttle(&self) -> Option<&Throttle> {
         match self {
             Self::Throttle(throttle) => Some(throttle),
-            Self::Filter { .. } | Self::Clsact { .. } | Self::Features { .. } => None,
+            Self::Filter { .. } | Self::Clsact { .. } | Self::Features { .. } | Self::Vdso(_) => None,
         }
     }
 }

@@ -5,6 +5,7 @@ use std::{io, time::Duration};
 use nix::time::{ClockId, clock_getres, clock_gettime};
 
 use super::{Error, Result, probe};
+use crate::spec::Clock;
 
 /// `CLOCK_MONOTONIC` as of the last tick, in nanoseconds. What is now by the exact clock is in the future for the
 /// programs, which know ticks only.
@@ -23,6 +24,20 @@ pub fn exact() -> u64 {
 #[must_use]
 pub fn boottime() -> u64 {
     nanoseconds(ClockId::CLOCK_BOOTTIME)
+}
+
+/// What all clocks tell that can be wrong, in the order of [`Clock::ALL`], as close together as they can be read.
+#[must_use]
+pub fn readings() -> [u64; 5] {
+    Clock::ALL.map(|clock| {
+        nanoseconds(match clock {
+            Clock::Realtime => ClockId::CLOCK_REALTIME,
+            Clock::Tai => ClockId::CLOCK_TAI,
+            Clock::Monotonic => ClockId::CLOCK_MONOTONIC,
+            Clock::Raw => ClockId::CLOCK_MONOTONIC_RAW,
+            Clock::Boottime => ClockId::CLOCK_BOOTTIME,
+        })
+    })
 }
 
 fn nanoseconds(clock: ClockId) -> u64 {

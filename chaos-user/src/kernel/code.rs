@@ -141,7 +141,9 @@ fn kind(mechanism: Mechanism) -> (bpf_prog_type, Option<bpf_attach_type>) {
 
 fn fd_of(map: &Map) -> Option<RawFd> {
     match map {
-        Map::Array(data) | Map::PerCpuArray(data) | Map::HashMap(data) => Some(data.fd().as_fd().as_raw_fd()),
+        Map::Array(data) | Map::PerCpuArray(data) | Map::HashMap(data) | Map::RingBuf(data) => {
+            Some(data.fd().as_fd().as_raw_fd())
+        }
         _ => None,
     }
 }

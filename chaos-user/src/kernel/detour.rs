@@ -143,7 +143,7 @@ impl Detour {
         let fq = qdiscs.iter().find(|qdisc| qdisc.kind == "fq");
         let (waiting, unqueued) = fq.map_or((0, 0), |fq| (fq.waiting, fq.drops));
         // Each end counts what the CPU's backlog had no room for on the way to the other.
-        let mut unsent = |netlink: &mut Netlink, end: u32| {
+        let unsent = |netlink: &mut Netlink, end: u32| {
             Ok::<_, Error>(netlink.link_by_index(end)?.map_or(0, |end| end.unsent))
         };
         let there = unsent(&mut Netlink::open_in(self.netns.as_fd())?, self.far)?;

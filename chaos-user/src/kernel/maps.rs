@@ -4,7 +4,7 @@ use std::{io, os::fd::AsFd};
 
 use aya::{
     Ebpf, Pod,
-    maps::{Array, HashMap, Map, MapData, PerCpuArray},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues},
 };
 use chaos_ebpf::abi::{Control, HookState, RuleState, map};
 
@@ -37,6 +37,27 @@ pub(super) fn set_all<V: Pod>(maps: &mut Ebpf, name: &'static str, values: &[V])
     entries
         .try_for_each(|(index, value)| array.set(index, value, 0))
         .map_err(|error| Error::aya("write", name, &error))
+}
+
+/// Writes an entry of an array that has one for each CPU: the first CPU's, and nothing for all others.
+///
+/// # Errors
+///
+/// The kernel's.
+pub(super) fn set_first_cpu<V: Pod + Default>(
+    maps: &mut Ebpf,
+    name: &'static str,
+    index: u32,
+    value: V,
+) -> Result<()> {
+    let cpus = aya::util::nr_cpus().map_err(|(file, source)| Error::new("read", file, source))?;
+    let mut values = vec![V::default(); cpus];
+    if let Some(first) = values.first_mut() {
+        *first = value;
+    }
+    let mut array: PerCpuArray<_, V> = typed(maps, name)?;
+    let values = PerCpuValues::try_from(values).map_err(|source| Error::new("write", name, source))?;
+    array.set(index, values, 0).map_err(|error| Error::aya("write", name, &error))
 }
 
 /// Writes entries of a hash table.

@@ -62,11 +62,13 @@ pub enum Mechanism {
     Ifb,
     /// Limits of a cgroup on a block device.
     IoMax,
+    /// Other code in processes' vDSOs.
+    VdsoPatch,
 }
 
 impl Mechanism {
     /// All, in the order the doctor prints them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         M::Btf,
         M::TestRun,
         M::XdpNative,
@@ -81,6 +83,7 @@ impl Mechanism {
         M::CgroupConnect,
         M::CgroupSock,
         M::IoMax,
+        M::VdsoPatch,
         M::Lsm,
         M::Fentry,
         M::Fexit,
@@ -125,6 +128,7 @@ impl Mechanism {
             M::SchNetem => "sch_netem",
             M::Ifb => "ifb",
             M::IoMax => "io_max",
+            M::VdsoPatch => "vdso_patch",
         }
     }
 
@@ -163,6 +167,7 @@ impl Mechanism {
             M::SchFq => "load the module sch_fq, or use a kernel that has it (CONFIG_NET_SCH_FQ)",
             M::SchNetem => "load the module sch_netem (CONFIG_NET_SCH_NETEM); no fault needs it",
             M::Ifb => "load the module ifb, or use a kernel that has it (CONFIG_IFB)",
+            M::VdsoPatch => "boot an x86-64 kernel without vdso=0, and without proc_mem.force_override=never",
             M::IoMax => {
                 "boot with cgroup_no_v1=blkio a kernel that has CONFIG_BLK_CGROUP=y and CONFIG_BLK_DEV_THROTTLING=y"
             }
@@ -224,6 +229,10 @@ pub enum Fault {
     SockError,
     /// Files, sockets and programs are refused.
     Deny,
+    /// Clocks are wrong, as the vDSO tells them.
+    TimeSkew,
+    /// The same as system calls tell them.
+    TimeSkewRaw,
 }
 
 impl Fault {
@@ -253,6 +262,8 @@ impl Fault {
             Self::ForkError => "fork error",
             Self::SockError => "sock error",
             Self::Deny => "deny",
+            Self::TimeSkew => "time skew",
+            Self::TimeSkewRaw => "time skew, raw calls",
         }
     }
 }
@@ -342,6 +353,8 @@ pub const WAYS: &[Way] = &[
     call(Fault::SockError, M::FmodRetSecurity),
     call(Fault::Deny,      M::Lsm),
     call(Fault::Deny,      M::FmodRetSecurity),
+    way(Fault::TimeSkew, Direction::Call, M::VdsoPatch, &[M::Btf, M::BpfLoop, M::RawTracepoint]),
+    way(Fault::TimeSkewRaw, Direction::Call, M::Fexit, &[M::Btf, M::RawTracepoint, M::ProbeWriteUser]),
 ];
 
 const fn call(fault: Fault, mechanism: M) -> Way {
@@ -381,7 +394,7 @@ mod tests {
             assert!(seen.insert(mechanism), "{mechanism} twice");
         }
         // The last variant: whoever adds one is reminded of the list.
-        assert_eq!(M::IoMax as usize + 1, M::ALL.len());
+        assert_eq!(M::VdsoPatch as usize + 1, M::ALL.len());
     }
 
     #[test]

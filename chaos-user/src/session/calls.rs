@@ -17,7 +17,7 @@ use crate::{
     kernel::{
         self,
         btf::KernelTypes,
-        calls::{Attached, CallPrograms, Exempt},
+        calls::{CallPrograms, Exempt},
         counters::{Counters, MapIds},
         mechanism::Mechanism,
         probe,
@@ -95,15 +95,7 @@ impl CallRun {
 
 impl Run for CallRun {
     fn hooks(&self) -> Vec<HookRecord> {
-        let record = |it: &Attached| HookRecord {
-            direction: Direction::Call,
-            hook: it.site.mechanism,
-            function: Some(it.site.function.clone()),
-            why: it.why.clone(),
-            program_id: Some(it.program),
-            link_id: it.link,
-        };
-        self.programs.attached().iter().map(record).collect()
+        self.programs.attached().iter().map(HookRecord::of_call).collect()
     }
 
     fn map_ids(&self) -> kernel::Result<Option<MapIds>> {
@@ -144,7 +136,7 @@ impl Run for CallRun {
             effects: count.effects,
             spares: false,
         });
-        RunReport { rules: rules.collect(), spared: counters.spared, queue_lost: 0 }
+        RunReport { rules: rules.collect(), spared: counters.spared, ..RunReport::default() }
     }
 
     fn detach(&mut self) -> u64 {

@@ -18,6 +18,7 @@ use chaos_ebpf::abi::Direction;
 
 use super::{Process, undo};
 use crate::kernel::{
+    calls::Attached,
     change::{Change, Ledger, Unwritten},
     counters::MapIds,
     mechanism::Mechanism,
@@ -59,6 +60,20 @@ pub struct HookRecord {
     pub program_id: Option<u32>,
     /// The kernel's number of the link, if a link holds it.
     pub link_id: Option<u32>,
+}
+
+impl HookRecord {
+    /// Of a program that acts on system calls.
+    pub(super) fn of_call(it: &Attached) -> Self {
+        Self {
+            direction: Direction::Call,
+            hook: it.site.mechanism,
+            function: Some(it.site.function.clone()),
+            why: it.why.clone(),
+            program_id: Some(it.program),
+            link_id: it.link,
+        }
+    }
 }
 
 /// A rule of a run.
@@ -244,7 +259,12 @@ pub(super) fn remove(path: &Path) -> Result<()> {
 /// Five letters and digits: short enough to type, and `create_new` sees to it that they are new.
 fn new_id() -> io::Result<String> {
     const ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
-    let mut random = [0; 5];
-    io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut random)?;
-    Ok(random.iter().map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()])).collect())
+    Ok(random::<5>()?.iter().map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()])).collect())
+}
+
+/// Bytes that nobody else has drawn.
+pub(super) fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut bytes)?;
+    Ok(bytes)
 }

@@ -4,6 +4,8 @@
 //! process, closes the links it holds, and the lease in the kernel ends what could still act.
 
 mod calls;
+mod clocks;
+mod guard;
 mod journal;
 mod lease;
 mod live;
@@ -13,6 +15,7 @@ mod process;
 mod profile;
 mod record;
 mod report;
+mod skew;
 mod slow;
 mod sweep;
 mod undo;
@@ -25,6 +28,7 @@ use chaos_ebpf::abi::Control;
 use ipnet::IpNet;
 
 pub use calls::{CallPlan, CallPreview};
+pub use guard::{COMMAND as GUARD, guard};
 pub use journal::{Begun, Entry, HookRecord, JournalError, RuleRecord};
 pub use lease::{LEASE, Lapsed, RENEWAL};
 pub use live::{Live, State, live};
@@ -34,6 +38,7 @@ pub use process::Process;
 pub use profile::{ApplyError, Target as ProfileRun};
 pub use record::Record;
 pub use report::{RuleReport, RunReport};
+pub use skew::{SkewPlan, SkewPreview};
 pub use slow::{SlowPlan, SlowPreview, SlowRule};
 pub use sweep::{SweepError, Swept, stop, sweep};
 pub use verify::Dirty;
@@ -45,7 +50,9 @@ use crate::{
         clock::{self, Ticks},
         counters::{Counters, MapIds},
         mechanism::Mechanism,
+        memory::ClockError,
         throttle::{Tally, ThrottleError},
+        vdso::VdsoError,
         wiring::CallsError,
     },
     target::{self, CgroupError, Target},
@@ -54,6 +61,7 @@ use calls::CallRun;
 use journal::Journal;
 use lease::Lease;
 use net::NetRun;
+use skew::SkewRun;
 use slow::SlowRun;
 
 /// A fault that could not be prepared, or whose owner lost hold of it.
@@ -80,6 +88,25 @@ pub enum SessionError {
     /// A cgroup that cannot be limited.
     #[error(transparent)]
     Throttle(#[from] ThrottleError),
+    /// The vDSO of this kernel cannot be changed.
+    #[error(transparent)]
+    Vdso(#[from] VdsoError),
+    /// That of a process cannot be.
+    #[error("the clocks of process {process} cannot be wrong: {error}")]
+    Clock {
+        /// Which.
+        process: u32,
+        /// Why not.
+        error: ClockError,
+    },
+    /// What system calls read cannot be rewritten.
+    #[error("{error}; {remedy}, or leave --by out")]
+    NoRewriting {
+        /// The kernel's answer.
+        error: kernel::Error,
+        /// What to change.
+        remedy: &'static str,
+    },
     /// The target has gone meanwhile.
     #[error(transparent)]
     Target(#[from] CgroupError),
@@ -149,6 +176,16 @@ trait Run: fmt::Debug {
     /// Writes what has changed in this time.
     fn ramp(&mut self, _elapsed: Duration) -> kernel::Result<()> {
         Ok(())
+    }
+
+    /// Begins to become right where that cannot be had at once, and says how long that takes, at about.
+    fn settle(&mut self) -> Option<Duration> {
+        None
+    }
+
+    /// Whether all is right that [`Run::settle`] began with.
+    fn is_settled(&self) -> bool {
+        true
     }
 
     /// Takes note of what a name stands for now.
@@ -230,6 +267,15 @@ impl Prepared {
     /// [`SessionError`]; nothing has been changed.
     pub fn of_slow(plan: SlowPlan) -> Result<Self, SessionError> {
         Self::begin(SlowRun::facts(&plan), |journal| Ok(Box::new(SlowRun::prepare(plan, journal)?)))
+    }
+
+    /// Changes what processes read their clocks by, so that they go on being right until it is armed.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError`]; what was done until then is undone.
+    pub fn of_skew(plan: SkewPlan) -> Result<Self, SessionError> {
+        Self::begin(SkewRun::facts(&plan), |journal| Ok(Box::new(SkewRun::prepare(plan, journal)?)))
     }
 
     fn begin(

@@ -36,7 +36,7 @@ pub struct RuleReport {
 }
 
 /// What became of a run.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct RunReport {
     /// Rule by rule.
     pub rules: Vec<RuleReport>,
@@ -44,6 +44,8 @@ pub struct RunReport {
     pub spared: u64,
     /// Packets that could not wait, found no room on the way back, or still waited when it ended.
     pub queue_lost: u64,
+    /// What else was not as one would expect, a sentence each.
+    pub remarks: Vec<String>,
 }
 
 pub(super) fn report(rules: &[Rule], counters: &Counters) -> RunReport {
@@ -62,5 +64,5 @@ pub(super) fn report(rules: &[Rule], counters: &Counters) -> RunReport {
             spares: !rule.spares.is_empty(),
         })
         .collect();
-    RunReport { rules, spared: counters.spared, queue_lost: 0 }
+    RunReport { rules, spared: counters.spared, ..RunReport::default() }
 }

@@ -119,7 +119,7 @@ impl SlowRun {
     }
 }
 
-fn unwritten(error: Unwritten) -> SessionError {
+pub(super) fn unwritten(error: Unwritten) -> SessionError {
     SessionError::Kernel(kernel::Error::new("write", "the journal", std::io::Error::other(error)))
 }
 
@@ -201,7 +201,7 @@ impl Run for SlowRun {
             effects: Effects::default(),
             spares: false,
         });
-        RunReport { rules: rules.collect(), spared: 0, queue_lost: 0 }
+        RunReport { rules: rules.collect(), ..RunReport::default() }
     }
 
     /// What it has changed is taken back from the journal.

@@ -16,6 +16,8 @@ use crate::kernel::{
 const GRACE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(5);
 
+const SWEEP: &str = "faultline sweep";
+
 /// Something is left of a run, or whether anything is cannot be established.
 #[derive(Debug, thiserror::Error)]
 #[error("not known to be clean: {what}; `{remedy}` shows or removes it")]
@@ -31,11 +33,11 @@ impl Dirty {
 
     pub(super) fn namespace(error: &std::io::Error) -> Self {
         let what = format!("enter the network namespace of a dead owner's interface: {error}");
-        Self { what, remedy: "faultline sweep".into() }
+        Self { what, remedy: SWEEP.into() }
     }
 
     pub(super) fn journal(error: JournalError) -> Self {
-        Self { what: error.to_string(), remedy: "faultline sweep".into() }
+        Self { what: error.to_string(), remedy: SWEEP.into() }
     }
 }
 
@@ -75,6 +77,13 @@ fn left(hooks: &[HookRecord], changes: &[Change]) -> kernel::Result<Vec<Left>> {
             let name = format!("limits of {} on {}", throttle.folder.display(), throttle.device);
             left.push(Left { name, remedy: throttle.remedy() });
         }
+    }
+    for vdso in
+        changes.iter().filter_map(|change| if let Change::Vdso(vdso) = change { Some(vdso) } else { None })
+    {
+        let named =
+            |process| Left { name: format!("the changed vDSO of process {process}"), remedy: SWEEP.into() };
+        left.extend(vdso.left()?.into_iter().map(named));
     }
     for link in hooks.iter().filter_map(|hook| hook.link_id) {
         if sys::open(Kind::Link, link)?.is_some() {

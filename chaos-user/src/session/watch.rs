@@ -44,6 +44,8 @@ pub enum Ending {
     Overruled,
     /// All that was aimed at is gone.
     TargetGone,
+    /// The program that was started under it has ended.
+    CommandEnded,
     /// Nobody reads what it prints.
     Unheard,
 }
@@ -56,6 +58,13 @@ pub trait Observer {
     ///
     /// If it cannot be told.
     fn progress(&mut self, armed: &Armed, report: &RunReport) -> io::Result<()>;
+
+    /// It has ended but for what has to become right by and by, which takes about this long.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be told.
+    fn settling(&mut self, time: Duration) -> io::Result<()>;
 
     /// Where it tells; the fault ends when nobody reads there any more.
     fn output(&self) -> BorrowedFd<'_>;
@@ -124,15 +133,30 @@ pub fn watch(
     let proc = |source| SessionError::Proc { call: "poll(signalfd)", source };
     let mut renewal = Instant::now() + RENEWAL;
     armed.prepared.run.prod()?;
+    let mut settling = None;
     loop {
         let until_renewal = renewal.saturating_duration_since(Instant::now());
         let look = if armed.prepared.run.is_ramped() { STEP } else { LOOK };
-        let wait = armed.time().1.map_or(look, |left| left.min(look)).min(until_renewal);
-        if let Some(ending) = signals.wait(observer.output(), wait).map_err(proc)? {
-            return Ok(ending);
-        }
-        if let Some(ending) = armed.ending()? {
-            return Ok(ending);
+        let left = armed.time().1.filter(|_| settling.is_none());
+        let wait = left.map_or(look, |left| left.min(look)).min(until_renewal);
+        let ending = match signals.wait(observer.output(), wait).map_err(proc)? {
+            Some(ending) => Some(ending),
+            None => armed.ending()?,
+        };
+        match (ending, settling) {
+            (Some(ending @ (Ending::Elapsed | Ending::Signal(_))), None) => {
+                let Some(time) = armed.prepared.run.settle() else { return Ok(ending) };
+                if observer.settling(time).is_err() {
+                    return Ok(Ending::Unheard);
+                }
+                settling = Some(ending);
+            }
+            (Some(Ending::Elapsed) | None, Some(ending)) if armed.prepared.run.is_settled() => {
+                return Ok(ending);
+            }
+            (Some(Ending::Elapsed) | None, _) => {}
+            // Whoever asks twice does not want to wait.
+            (Some(ending), _) => return Ok(settling.unwrap_or(ending)),
         }
         armed.prepared.run.forget_the_dead()?;
         if armed.prepared.run.is_ramped() {

@@ -13,6 +13,7 @@ mod profile;
 mod question;
 mod ramp;
 mod select;
+mod skew;
 mod slow;
 mod units;
 
@@ -33,6 +34,7 @@ pub use ramp::Ramp;
 pub use select::{
     PortRange, Protocol, Selectors, parse_count, parse_duration, parse_network, parse_pid, parse_whole,
 };
+pub use skew::{Clock, Leap, Offset, Skew, SkewSpec, Slope, Strobe, parse_period};
 pub use slow::{SlowOp, SlowSpec, Speed};
 pub use units::show_rate;
 

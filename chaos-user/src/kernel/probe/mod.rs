@@ -17,6 +17,7 @@ pub mod perf;
 mod probes;
 mod report;
 mod tracing;
+mod vdso;
 
 use std::{
     io,
@@ -147,6 +148,7 @@ fn in_own_thread(host: &Host, types: ScopedJoinHandle<'_, Result<KernelTypes, Er
     let thread = Thread::current();
     let mut answers = helper::probe(host);
     answers.extend(probes::probe(thread));
+    answers.extend(vdso::probe());
     let types =
         types.join().unwrap_or_else(|_| Err(Error::new("parse", VMLINUX, io::ErrorKind::InvalidData.into())));
     answers.push((M::Btf, btf(&types)));

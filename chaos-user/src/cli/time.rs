@@ -1,0 +1,192 @@
+//! `faultline time`: one run, from what was typed to the exit code.
+
+use std::{collections::BTreeSet, ffi::OsString, time::Duration};
+
+use clap::{
+    ArgGroup, Args, CommandFactory, Subcommand, builder::NonEmptyStringValueParser, error::ErrorKind,
+};
+
+use super::{
+    CliError, Code,
+    args::Cli,
+    command::Held,
+    net::{inject_until, require_root},
+    report::{self, Manner},
+};
+use crate::{
+    fault::{CallTables, CgroupId, Wanted},
+    kernel::mechanism::Mechanism,
+    session::{self, Ending, Prepared, Signals, SkewPlan},
+    spec::{
+        Clock, Invalid, Leap, Offset, Owner, Skew, SkewSpec, Slope, Strobe, parse_duration, parse_period,
+        parse_pid,
+    },
+    target::{Cgroup, CgroupError, Target},
+};
+
+/// What is done to clocks.
+#[derive(Debug, Subcommand)]
+pub(super) enum TimeCommand {
+    /// Have clocks be ahead or behind, go faster or slower, jump or stand still, for some processes alone
+    #[command(override_usage = "faultline time skew [OPTIONS] [-- COMMAND [ARGUMENT]...]")]
+    Skew(Box<SkewOptions>),
+}
+
+/// How wrong, which clocks, and whose.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("speed").args(["rate", "drift", "freeze"]))]
+pub(super) struct SkewOptions {
+    /// Ahead by this, or behind: 2d, -1h30m, +500ms
+    #[arg(long, value_name = "±DURATION", allow_hyphen_values = true)]
+    offset: Option<Offset>,
+    /// So many times as fast as time: 2, 0.5
+    #[arg(long, value_name = "R", value_parser = Slope::of_rate, allow_hyphen_values = true)]
+    rate: Option<Slope>,
+    /// Faster by so many parts in a million: 100, -50
+    #[arg(long, value_name = "PPM", value_parser = Slope::of_drift, allow_hyphen_values = true)]
+    drift: Option<Slope>,
+    /// Standing still
+    #[arg(long)]
+    freeze: bool,
+    /// Jump by the offset once more, so often
+    #[arg(long, value_name = "DURATION", value_parser = parse_period)]
+    jump_every: Option<Duration>,
+    /// Wrong for ON, right for OFF, and so on: 10s/50s
+    #[arg(long, value_name = "ON/OFF")]
+    strobe: Option<Strobe>,
+    /// Insert a second at the next midnight (UTC) that the clock tells: by telling it twice, or over a day
+    #[arg(long, value_name = "HOW")]
+    leap: Option<Leap>,
+    /// Which clocks: realtime, tai, monotonic, monotonic_raw, boottime; each with its coarse twin
+    #[arg(long, value_name = "CLOCK[,CLOCK]...", value_delimiter = ',', default_value = "realtime,tai")]
+    clock: Vec<Clock>,
+    /// Let monotonic clocks go backwards
+    #[arg(long)]
+    allow_backwards_monotonic: bool,
+    /// Of this process, its threads, and those it begins
+    #[arg(long, value_name = "PID", value_parser = parse_pid, allow_hyphen_values = true)]
+    pid: Vec<u32>,
+    /// Of processes in this cgroup or below it: a path in the hierarchy, or of its folder
+    #[arg(long, value_name = "PATH", value_parser = NonEmptyStringValueParser::new())]
+    cgroup: Vec<String>,
+    /// Of this systemd unit
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    unit: Vec<String>,
+    /// Of this container (Docker, containerd, CRI-O, Podman, runc)
+    #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
+    container: Vec<String>,
+    /// How long, such as 30s, 5m or 1h30m; until interrupted, or the command ends, if not given
+    #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration, allow_hyphen_values = true)]
+    duration: Option<Duration>,
+    /// By this mechanism alone: vdso_patch, fexit
+    #[arg(long, value_name = "MECHANISM", value_parser = parse_mechanism)]
+    by: Option<Mechanism>,
+    /// Say what would be changed; touch nothing
+    #[arg(long)]
+    plan: bool,
+    /// Print one JSON object a line
+    #[arg(long)]
+    json: bool,
+    /// A program to start, with its arguments: its clocks are wrong from its first instruction on, and the fault ends with it
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+fn parse_mechanism(text: &str) -> Result<Mechanism, Invalid> {
+    let known = [Mechanism::VdsoPatch, Mechanism::Fexit];
+    let found = known.into_iter().find(|mechanism| mechanism.name() == text);
+    found.ok_or_else(|| {
+        Invalid::new("not a mechanism by which clocks are wrong; there are vdso_patch and fexit")
+    })
+}
+
+impl SkewOptions {
+    fn spec(&self) -> Result<SkewSpec, clap::Error> {
+        let owners = self.pid.iter().copied().map(Owner::Process);
+        let owners = owners.chain(self.cgroup.iter().cloned().map(Owner::Cgroup));
+        let owners = owners.chain(self.unit.iter().cloned().map(Owner::Unit));
+        let owners = owners.chain(self.container.iter().cloned().map(Owner::Container)).collect();
+        let still = self.freeze.then_some(Slope::STILL);
+        let skew = Skew {
+            offset: self.offset.unwrap_or_default(),
+            slope: self.rate.or(self.drift).or(still).unwrap_or_default(),
+            jump_every: self.jump_every,
+            strobe: self.strobe,
+            leap: self.leap,
+        };
+        let clocks: BTreeSet<Clock> = self.clock.iter().copied().collect();
+        let spec = SkewSpec {
+            skew,
+            clocks: clocks.into_iter().collect(),
+            allow_backwards: self.allow_backwards_monotonic,
+            owners,
+            duration: self.duration,
+            by: self.by,
+        };
+        let invalid = |error: Invalid| Cli::command().error(ErrorKind::ValueValidation, error);
+        spec.check().map_err(invalid)?;
+        Ok(spec)
+    }
+}
+
+/// Has clocks be wrong until their time is over or something ends it.
+pub(super) fn run(options: SkewOptions) -> Result<Code, CliError> {
+    let mut spec = options.spec()?;
+    if spec.owners.is_empty() && options.command.is_empty() {
+        return Err(CliError::WithoutClocks);
+    }
+    require_root()?;
+    let signals = Signals::take()?;
+    if !options.plan {
+        session::sweep()?;
+    }
+    let command = if options.command.is_empty() || options.plan {
+        None
+    } else {
+        // It waits until all is in place.
+        Some(Held::begin(&options.command)?)
+    };
+    spec.owners.extend(command.as_ref().map(|command| Owner::Process(command.pid())));
+    let plan = look_up(spec)?;
+    if options.plan {
+        report::preview(&plan.preview()?, options.json)?;
+        return Ok(Code::Success);
+    }
+    let manner = Manner { json: options.json, has_command: command.is_some() };
+    let prepared = Prepared::of_skew(plan)?;
+    let Some(mut command) = command else {
+        return Ok(inject_until(prepared, &signals, None, manner, || Ok(()))?.0);
+    };
+    let (code, ending) = inject_until(prepared, &signals, None, manner, || command.go())?;
+    if let Ending::Signal(signal) = ending {
+        command.signal(signal);
+    }
+    match (code, command.wait()?) {
+        // What was asked for was had: the command's word is the last.
+        (Code::Success | Code::Interrupted | Code::Inconclusive, status) => Ok(Code::OfCommand(status)),
+        (_, status) if ending == Ending::Unheard => Ok(Code::OfCommand(status)),
+        (code, _) => Ok(code),
+    }
+}
+
+/// Whose clocks are meant.
+fn look_up(spec: SkewSpec) -> Result<SkewPlan, CliError> {
+    let mut targets: Vec<Target> = Vec::new();
+    let mut wanted = Wanted::default();
+    for owner in &spec.owners {
+        let target = Target::find(owner)?;
+        if target.processes()?.is_empty() {
+            let place = target.to_string();
+            return Err(CgroupError::Empty { owner: owner.clone(), place }.into());
+        }
+        match &target {
+            Target::Cgroup(Cgroup { id, level, .. }) => {
+                wanted.cgroups.push(CgroupId { id: *id, level: *level });
+            }
+            Target::Process(tree) => wanted.processes.push(tree.pid),
+        }
+        targets.push(target);
+    }
+    let tables = CallTables::of_owners(&wanted)?;
+    Ok(SkewPlan { targets, spec, tables })
+}

@@ -1,0 +1,108 @@
+//! A process beside the owner that does at once what the next command would do: it sees the owner end, however that
+//! happens, and sweeps what is left of its run.
+
+use std::{
+    io::{self, Read},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{Record, SweepError, sweep};
+use crate::kernel::{change::Change, hold};
+
+/// The command that a guard is.
+pub const COMMAND: &str = "guard";
+
+/// The owner's side: as long as this is there the guard waits.
+#[derive(Debug)]
+pub(super) struct Guard {
+    child: Child,
+    _hold: mpsc::Sender<()>,
+}
+
+impl Guard {
+    /// Starts the guard of a run.
+    pub(super) fn begin(id: &str) -> io::Result<Self> {
+        let mut command = Command::new("/proc/self/exe");
+        command.args([COMMAND, id]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        // What a terminal tells its owner is not meant for it.
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        let mut child = command.spawn()?;
+        let pipe = child.stdin.take().map(OwnedFd::from).ok_or(io::ErrorKind::BrokenPipe)?;
+        Ok(Self { child, _hold: hold(pipe)? })
+    }
+
+    /// Its process.
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+/// Keeps the pipe open in a thread with files of its own, until what is returned is dropped. When a process is killed its
+/// other files, eBPF's links among them, take the kernel milliseconds to close; this thread has one.
+fn hold(pipe: OwnedFd) -> io::Result<mpsc::Sender<()>> {
+    let (sender, over) = mpsc::channel::<()>();
+    let (ready, is_ready) = mpsc::channel();
+    let number = pipe.as_raw_fd();
+    let stay = move || {
+        let alone = keep_only(number);
+        let is_alone = alone.is_ok();
+        let _ = ready.send(alone);
+        if is_alone {
+            hold::first();
+            // Until the owner lets go of it, which is when nothing can be sent any more.
+            let _ = over.recv();
+            // SAFETY: this thread's own, which nobody else has.
+            drop(unsafe { OwnedFd::from_raw_fd(number) });
+        }
+    };
+    thread::Builder::new().name("guard".into()).spawn(stay)?;
+    is_ready.recv().map_err(io::Error::other)??;
+    // This closes it for all other threads.
+    drop(pipe);
+    Ok(sender)
+}
+
+/// Gives the calling thread a table of files of its own, with this one alone.
+fn keep_only(kept: RawFd) -> io::Result<()> {
+    let kept = kept.cast_unsigned();
+    let ranges = [(0, kept.checked_sub(1)), (kept + 1, Some(u32::MAX))];
+    for (first, last) in ranges.into_iter().filter_map(|(first, last)| Some((first, last?))) {
+        // SAFETY: three integers; the files of this process stay open in its other threads.
+        let closed = unsafe { libc::syscall(libc::SYS_close_range, first, last, libc::CLOSE_RANGE_UNSHARE) };
+        if closed != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Waits until standard input ends, which is when the owner of the run `id` has, and takes back what it has left.
+///
+/// # Errors
+///
+/// [`SweepError`].
+pub fn guard(id: &str) -> Result<(), SweepError> {
+    /// An owner that was killed is gone when the kernel has closed its files.
+    const PATIENCE: Duration = Duration::from_secs(30);
+    const PAUSE: Duration = Duration::from_millis(1);
+    hold::first();
+    // Whatever it says, it ends with the owner.
+    let _ = io::stdin().read_to_end(&mut Vec::new());
+    let own = |records: Vec<Record>| records.into_iter().find(|record| record.id == id);
+    let Some(record) = own(Record::all()?) else { return Ok(()) };
+    for change in record.changes() {
+        if let Change::Vdso(vdso) = change {
+            // Clocks are right from here on; the rest takes as long as it takes.
+            let _ = vdso.set_off();
+        }
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while own(Record::all()?).is_some_and(|record| record.alive) && Instant::now() < deadline {
+        thread::sleep(PAUSE);
+    }
+    sweep().map(drop)
+}

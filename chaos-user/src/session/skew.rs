@@ -1,0 +1,467 @@
+//! A run that has clocks be wrong.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt, io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use chaos_ebpf::{
+    abi::{Control, Count, Direction},
+    time::Block,
+};
+
+use super::{
+    Facts, HookRecord, LEASE, RuleRecord, RuleReport, Run, RunReport, SessionError,
+    clocks::{Clocks, Hands},
+    guard::Guard,
+    journal::{Journal, random},
+    preview::PreviewTarget,
+    slow::unwritten,
+};
+use crate::{
+    fault::{CallTables, line::Lines},
+    kernel::{
+        self,
+        calls::Exempt,
+        change::{Change, Ledger},
+        clock,
+        counters::{Counters, MapIds, RuleCount},
+        hold::{self, Crew},
+        mechanism::Mechanism,
+        memory::{ClockError, VdsoChange},
+        probe,
+        time::{Holding, Rewrite, TimePrograms},
+        vdso::{Image, Kind, Patch},
+    },
+    spec::SkewSpec,
+    target::{self, Target},
+};
+
+/// What is going to be done; nothing in it needs to be looked up or checked again.
+#[derive(Clone, Debug)]
+pub struct SkewPlan {
+    /// Whose clocks.
+    pub targets: Vec<Target>,
+    /// How wrong, and which.
+    pub spec: SkewSpec,
+    /// What the programs look the targets up in.
+    pub tables: CallTables,
+}
+
+/// What stands where an interface's name would.
+const PLACE: &str = "clocks";
+/// How often it is looked for processes that nobody has told of.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// All that it has, in the kernel and beside it.
+#[derive(Debug)]
+pub(super) struct SkewRun {
+    plan: SkewPlan,
+    programs: TimePrograms,
+    rewriting: Rewriting,
+    clocks: Arc<Clocks>,
+    hands: Option<Hands>,
+    lines: Option<Lines>,
+    armed: bool,
+    since: u64,
+    looked: Instant,
+    kind: Kind,
+    patch: Patch,
+    /// The turn of the blocks that the programs have.
+    turn: u64,
+    /// Last of all: it ends when this does.
+    guard: Guard,
+}
+
+/// Whether what system calls read is rewritten.
+#[derive(Debug)]
+enum Rewriting {
+    Done,
+    /// Why not.
+    Not(String),
+}
+
+impl SkewRun {
+    /// What is said of a plan before anything is done.
+    pub(super) fn facts(plan: &SkewPlan) -> Facts {
+        let label = plan.spec.to_string();
+        let rule = RuleRecord { fault: label, direction: Direction::Call, asked: None };
+        Facts {
+            place: PLACE.into(),
+            device: None,
+            ifindex: 0,
+            rules: vec![rule],
+            seed: None,
+            duration: plan.spec.duration,
+            protected: String::new(),
+            spares_a_session: false,
+        }
+    }
+
+    /// Loads and attaches, and adds to every process what does nothing yet.
+    pub(super) fn prepare(plan: SkewPlan, journal: &mut Journal) -> Result<Self, SessionError> {
+        let image = Image::own()?;
+        let kind = if plan.spec.by == Some(Mechanism::Fexit) { Kind::Call } else { Kind::Skew };
+        let token = u64::from_le_bytes(random().map_err(proc("read /dev/urandom"))?);
+        let patch = image.patch(kind, token)?;
+        let (mut programs, rewriting) = programs(&plan)?;
+        let mut wanted: BTreeMap<u32, u64> = BTreeMap::new();
+        for target in &plan.targets {
+            let Target::Process(_) = target else { continue };
+            wanted.extend(target.processes()?.into_iter().map(|process| (process, 1)));
+        }
+        programs.add_processes(&wanted)?;
+        let guard = Guard::begin(journal.id()).map_err(proc("start a guard"))?;
+        journal.note(Change::Vdso(VdsoChange::of(&patch))).map_err(unwritten)?;
+        let clocks = Arc::new(Clocks::new(patch.clone()).map_err(proc("read /proc/self"))?);
+        let run = Self {
+            plan,
+            programs,
+            rewriting,
+            clocks,
+            hands: None,
+            lines: None,
+            armed: false,
+            since: 0,
+            looked: Instant::now(),
+            kind,
+            patch,
+            turn: 0,
+            guard,
+        };
+        run.adopt_all()?;
+        Ok(run)
+    }
+
+    /// Those that are there. A process that is named must be one whose clocks can be wrong, and of others one must be.
+    fn adopt_all(&self) -> Result<(), SessionError> {
+        let mut refused = None;
+        for process in self.processes()? {
+            match self.clocks.adopt(process) {
+                Ok(()) | Err(ClockError::Own) => {}
+                Err(error) => {
+                    let is_named =
+                        |target: &Target| matches!(target, Target::Process(tree) if tree.pid == process);
+                    let is_gone = matches!(error, ClockError::Gone | ClockError::NoMemory);
+                    let error = SessionError::Clock { process, error };
+                    if self.plan.targets.iter().any(is_named) {
+                        return Err(error);
+                    }
+                    refused = if is_gone { refused } else { Some(error) };
+                }
+            }
+        }
+        match refused {
+            Some(error) if self.clocks.counts().1 == 0 => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Who is aimed at now.
+    fn processes(&self) -> kernel::Result<BTreeSet<u32>> {
+        let mut all: BTreeSet<u32> = self.programs.processes()?.into_iter().collect();
+        for target in &self.plan.targets {
+            if let Target::Cgroup(cgroup) = target {
+                // What cannot be read is gone, and so are those in it.
+                all.extend(cgroup.processes().unwrap_or_default());
+            }
+        }
+        // Who began all others is hit only by name.
+        let is_first = |target: &Target| matches!(target, Target::Process(tree) if tree.pid == 1);
+        if !self.plan.targets.iter().any(is_first) {
+            all.remove(&1);
+        }
+        all.remove(&std::process::id());
+        all.remove(&self.guard.pid());
+        Ok(all)
+    }
+
+    /// Goes on to now, and tells everybody; for as long as the lease is, and no longer than it is to last.
+    fn write(&mut self) -> kernel::Result<()> {
+        let now = clock::readings();
+        let elapsed = clock::exact().saturating_sub(self.since);
+        let Some(lines) = &mut self.lines else { return Ok(()) };
+        lines.go_on(&now, elapsed);
+        let mut window = LEASE.as_nanos() as u64;
+        if let Some(duration) = self.plan.spec.duration.filter(|_| !lines.is_settling()) {
+            window = window.min((duration.as_nanos() as u64).saturating_sub(elapsed));
+        }
+        let block = lines.block(window);
+        self.clocks.set(Some(&block));
+        if matches!(self.rewriting, Rewriting::Done) {
+            self.turn += 1;
+            self.programs.set_block(self.turn, &block)?;
+        }
+        Ok(())
+    }
+}
+
+/// The programs, with those that rewrite what system calls read if they may.
+fn programs(plan: &SkewPlan) -> Result<(TimePrograms, Rewriting), SessionError> {
+    let exempt = Exempt { owner_tgid: probe::own_tgid(), files: Default::default() };
+    let holding = Holding::on(Crew::cpus()?.len());
+    let load = |rewrite| TimePrograms::new(&plan.tables, exempt, holding, rewrite);
+    match plan.spec.by {
+        Some(Mechanism::Fexit) => {
+            let programs = load(Rewrite::All).map_err(|error| {
+                let remedy = remedy(&error);
+                SessionError::NoRewriting { error, remedy }
+            })?;
+            Ok((programs, Rewriting::Done))
+        }
+        Some(_) => Ok((load(Rewrite::No)?, Rewriting::Not("only the vDSO was asked for".into()))),
+        None => match load(Rewrite::Raw) {
+            Ok(programs) => Ok((programs, Rewriting::Done)),
+            Err(error) => {
+                let why = format!("{error}; {}", remedy(&error));
+                Ok((load(Rewrite::No)?, Rewriting::Not(why)))
+            }
+        },
+    }
+}
+
+/// What to change where what system calls read cannot be rewritten.
+fn remedy(error: &kernel::Error) -> &'static str {
+    let missing = if error.errno() == libc::EPERM { Mechanism::ProbeWriteUser } else { Mechanism::Fexit };
+    missing.remedy()
+}
+
+fn proc(call: &'static str) -> impl FnOnce(io::Error) -> SessionError {
+    move |source| SessionError::Proc { call, source }
+}
+
+impl Run for SkewRun {
+    fn hooks(&self) -> Vec<HookRecord> {
+        let names: Vec<_> = self.patch.functions().collect();
+        let why = match (&self.rewriting, self.kind) {
+            (Rewriting::Done, Kind::Skew) => "the first choice; raw system calls by fexit".into(),
+            (Rewriting::Not(why), Kind::Skew) => {
+                format!("the first choice; raw system calls are told right: {why}")
+            }
+            (_, Kind::Call) => "so that clocks are read by system calls".into(),
+        };
+        let vdso = HookRecord {
+            direction: Direction::Call,
+            hook: Mechanism::VdsoPatch,
+            function: Some(names.join(", ")),
+            why,
+            program_id: None,
+            link_id: None,
+        };
+        std::iter::once(vdso).chain(self.programs.attached().iter().map(HookRecord::of_call)).collect()
+    }
+
+    fn map_ids(&self) -> kernel::Result<Option<MapIds>> {
+        self.programs.map_ids().map(Some)
+    }
+
+    /// The guard and the threads are the owner's own.
+    fn holds_itself(&self) -> bool {
+        false
+    }
+
+    fn expire(&mut self, tick: u64) -> kernel::Result<()> {
+        self.programs.expire(tick)
+    }
+
+    fn set_control(&mut self, control: Control) -> kernel::Result<()> {
+        match (self.armed, control.lease_until != 0) {
+            (false, true) => {
+                self.since = clock::exact();
+                let SkewSpec { skew, clocks, allow_backwards, .. } = &self.plan.spec;
+                self.lines = Some(Lines::new(skew, clocks, *allow_backwards, &clock::readings()));
+                self.armed = true;
+                // Nobody who keeps a CPU is to wait for this thread.
+                hold::first();
+                // From here on what is executed is held, and somebody must be there for it.
+                let (events, holds) = (self.programs.events(), self.programs.holds());
+                self.hands = Some(Hands::begin(Arc::clone(&self.clocks), &events, &holds)?);
+                self.programs.set_control(control)?;
+                self.write()?;
+                self.look()
+            }
+            (true, true) => {
+                self.programs.set_control(control)?;
+                self.write()
+            }
+            (true, false) => {
+                self.armed = false;
+                let done = self.programs.set_control(control);
+                self.clocks.set(None);
+                self.programs.set_block(self.turn + 1, &Block::RIGHT).and(done)
+            }
+            (false, false) => Ok(()),
+        }
+    }
+
+    fn targets(&self) -> &[Target] {
+        &self.plan.targets
+    }
+
+    fn is_ramped(&self) -> bool {
+        self.lines.as_ref().is_some_and(Lines::change)
+    }
+
+    fn ramp(&mut self, _elapsed: Duration) -> kernel::Result<()> {
+        if self.armed { self.write() } else { Ok(()) }
+    }
+
+    fn settle(&mut self) -> Option<Duration> {
+        let lines = self.lines.as_mut().filter(|_| self.armed)?;
+        let time = lines.settle(&clock::readings());
+        time.map(Duration::from_nanos)
+    }
+
+    fn is_settled(&self) -> bool {
+        self.lines.as_ref().is_none_or(Lines::are_settled)
+    }
+
+    /// Who came to be without the programs' having told, by joining a cgroup or by a fork.
+    fn forget_the_dead(&mut self) -> kernel::Result<()> {
+        if self.looked.elapsed() < LOOK {
+            return Ok(());
+        }
+        self.look()
+    }
+
+    fn counters(&self) -> kernel::Result<Counters> {
+        let (met, skewed) = self.clocks.counts();
+        let count = |packets| Count { packets, ..Count::default() };
+        let mut counters = Counters::default();
+        counters.seen[Direction::Call as usize] = count(met);
+        counters.rules.push(RuleCount { matched: count(met), fired: count(skewed), ..RuleCount::default() });
+        Ok(counters)
+    }
+
+    fn report(&self, counters: &Counters) -> RunReport {
+        let [rule] = &counters.rules[..] else { return RunReport::default() };
+        let rules = vec![RuleReport {
+            rule: 0,
+            fault: self.plan.spec.to_string(),
+            direction: Direction::Call,
+            asked: None,
+            seen: rule.matched,
+            matched: rule.matched,
+            eligible: rule.matched.packets,
+            fired: rule.fired,
+            effects: rule.effects,
+            spares: false,
+        }];
+        RunReport { rules, remarks: self.remarks(), ..RunReport::default() }
+    }
+
+    fn detach(&mut self) -> u64 {
+        self.hands = None;
+        self.programs.detach();
+        0
+    }
+}
+
+impl SkewRun {
+    fn look(&mut self) -> kernel::Result<()> {
+        self.looked = Instant::now();
+        let now = self.processes()?;
+        if let Some(hands) = &self.hands {
+            hands.look(&now);
+        }
+        // Others see it by the maps.
+        let (met, skewed) = self.clocks.counts();
+        self.programs.set_counts(met, skewed)
+    }
+
+    /// What was not as one would expect.
+    fn remarks(&self) -> Vec<String> {
+        let mut remarks = Vec::new();
+        if let Ok(tally) = self.programs.tally() {
+            let missed = [
+                (tally.crowded, "for want of a CPU to see to them on"),
+                (tally.given_up + tally.stuck, "because that took too long"),
+                (tally.untold, "because there were too many at once"),
+            ];
+            let missed = missed.into_iter().filter(|(count, _)| *count > 0);
+            let missed: Vec<_> = missed.map(|(count, why)| format!("{count} {why}")).collect();
+            if !missed.is_empty() {
+                let execs = tally.execs;
+                let missed = missed.join(", ");
+                remarks.push(format!(
+                    "of {execs} programs that were executed some began with right clocks: {missed}"
+                ));
+            }
+        }
+        for (reason, processes) in self.clocks.refusals() {
+            let (count, first) = (processes.len(), processes.first().copied().unwrap_or(0));
+            let who = if count == 1 {
+                format!("process {first}")
+            } else {
+                format!("{count} processes, {first} among them")
+            };
+            remarks.push(format!("the clocks of {who} are right: {reason}"));
+        }
+        if let Rewriting::Not(why) = &self.rewriting {
+            remarks.push(format!("what reads clocks by raw system calls was told the right time: {why}"));
+        }
+        remarks
+    }
+}
+
+/// What would be done.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct SkewPreview {
+    /// The fault.
+    pub rules: Vec<String>,
+    /// The functions of the vDSO that would be changed.
+    pub functions: Vec<&'static str>,
+    /// By what raw system calls would be told a wrong time, if by anything.
+    pub raw: Option<Mechanism>,
+    /// Whose clocks.
+    pub targets: Vec<PreviewTarget>,
+    /// What is written down before it is changed.
+    pub journalled: Vec<String>,
+}
+
+impl SkewPlan {
+    /// Looks, and touches nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError`]: clocks cannot be wrong here.
+    pub fn preview(&self) -> Result<SkewPreview, SessionError> {
+        let kernel = probe::run();
+        let kind = if self.spec.by == Some(Mechanism::Fexit) { Kind::Call } else { Kind::Skew };
+        let patch = Image::own()?.patch(kind, 0)?;
+        let can_write = kernel.has(Mechanism::Fexit) && kernel.has(Mechanism::ProbeWriteUser);
+        let raw = Some(Mechanism::Fexit).filter(|_| can_write && self.spec.by != Some(Mechanism::VdsoPatch));
+        let mut targets = Vec::new();
+        for target in &self.targets {
+            let processes = target::names(&target.processes()?);
+            targets.push(PreviewTarget { target: target.to_string(), processes });
+        }
+        let bytes: usize = patch.entries().iter().map(|entry| entry.bytes.len()).sum();
+        let change =
+            format!("{bytes} bytes of each process's vDSO changed, {} added", patch.body().bytes.len());
+        Ok(SkewPreview {
+            rules: vec![self.spec.to_string()],
+            functions: patch.functions().collect(),
+            raw,
+            targets,
+            journalled: vec![change],
+        })
+    }
+}
+
+impl fmt::Display for SkewPreview {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { rules, functions, raw, targets, journalled } = self;
+        writeln!(f, "plan, nothing is touched: {PLACE}")?;
+        rules.iter().enumerate().try_for_each(|(number, rule)| writeln!(f, "  rule {number}: {rule}"))?;
+        writeln!(f, "  by {}: {}", Mechanism::VdsoPatch, functions.join(", "))?;
+        match raw {
+            Some(by) => writeln!(f, "  raw system calls: by {by}")?,
+            None => writeln!(f, "  raw system calls are told the right time")?,
+        }
+        targets.iter().try_for_each(|target| writeln!(f, "  target: {target}"))?;
+        writeln!(f, "  to be undone by more than the end of the process: {}", journalled.join("; "))
+    }
+}
