@@ -1,8 +1,13 @@
 //! Throw-away cgroups.
 
 use std::{
+    ffi::CString,
     fs::{self, File},
-    os::fd::{AsFd, BorrowedFd},
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::{ffi::OsStrExt, process::CommandExt},
+    },
     path::{Path, PathBuf},
     process::{self, Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -114,6 +119,37 @@ impl Cgroup {
     /// As [`inhabit`](Self::inhabit).
     pub fn inhabit_in(&self, netns: &Netns, prepare: impl FnOnce(&mut Command) + Send) -> Result<Inhabitant> {
         netns.run(|| self.inhabit(prepare))
+    }
+
+    /// Has what a command starts be in here before its program begins; this process stays where it is.
+    ///
+    /// # Errors
+    ///
+    /// If this has no path that the kernel could be given.
+    pub fn admit(&self, command: &mut Command) -> Result {
+        let file = self.path.join("cgroup.procs");
+        let file = CString::new(file.as_os_str().as_bytes()).context(file.display())?;
+        let enter = move || {
+            // SAFETY: a string that ends with NUL; what is opened is closed by exec, and one byte is read.
+            let written = unsafe {
+                let fd = libc::open(file.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+                libc::write(fd, c"0".as_ptr().cast(), 1)
+            };
+            if written == 1 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        };
+        // SAFETY: two system calls, no allocation.
+        unsafe { command.pre_exec(enter) };
+        Ok(())
+    }
+
+    /// Moves a process here.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn take(&self, pid: u32) -> Result {
+        let file = self.path.join("cgroup.procs");
+        fs::write(&file, pid.to_string()).context(file.display())
     }
 
     /// Whether the calling process is here, by its own word.

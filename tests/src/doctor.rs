@@ -66,6 +66,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("doctor::use_uprobe", calls::uprobe).needs(&[Root, Has(M::Uprobe)]),
     Test::new("doctor::use_probe_write_user", helpers::probe_write_user).needs(&[Root, Has(M::ProbeWriteUser)]),
     Test::new("doctor::use_bpf_loop", helpers::bpf_loop).needs(&[Root, Has(M::BpfLoop)]),
+    Test::new("doctor::use_vdso_patch", helpers::vdso_patch).needs(&[Root, Has(M::VdsoPatch)]),
 ];
 
 /// Whether it is written down what the kernel we are on can do; if not, which kernel it is.

@@ -77,6 +77,10 @@ macro_rules! ensure {
 }
 
 /// Result of a system call that returns a negative number for failure.
-pub(crate) fn check(result: i64, what: impl fmt::Display) -> Result<i64> {
+///
+/// # Errors
+///
+/// If it is one; with what the kernel said.
+pub fn check(result: i64, what: impl fmt::Display) -> Result<i64> {
     if result < 0 { Err(Failure::last_os_error(what)) } else { Ok(result) }
 }

@@ -95,9 +95,10 @@ impl Exit {
     }
 }
 
-/// The arguments with `--json`, which belongs before the first `--and`.
+/// The arguments with `--json`, which belongs before the first `--and`, and before the words of a command to run.
 fn with_json(arguments: &[&str]) -> Vec<OsString> {
-    let first = arguments.iter().position(|argument| *argument == "--and").unwrap_or(arguments.len());
+    let first = arguments.iter().position(|argument| matches!(*argument, "--and" | "--"));
+    let first = first.unwrap_or(arguments.len());
     let (before, after) = arguments.split_at(first);
     before.iter().chain(&["--json"]).chain(after).map(OsString::from).collect()
 }

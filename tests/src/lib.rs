@@ -4,6 +4,7 @@
 
 pub mod calls;
 pub mod cgroup;
+pub mod clocks;
 pub mod error;
 pub mod faultline;
 pub mod fidelity;
@@ -29,6 +30,7 @@ mod programs;
 mod sever;
 mod shape;
 mod slow;
+mod time;
 
 use harness::Test;
 
@@ -52,7 +54,7 @@ pub fn tests() -> Vec<&'static Test> {
         programs::TESTS,
         programs::storage::TESTS,
     ];
-    let folders = [life::TESTS, calls::TESTS, calls_life::TESTS].into_iter().flatten().copied();
+    let folders = [life::TESTS, calls::TESTS, calls_life::TESTS, time::TESTS].into_iter().flatten().copied();
     files.into_iter().chain(folders).flatten().collect()
 }
 

@@ -117,7 +117,7 @@ fn announce(test: &Test) -> io::Result<()> {
 }
 
 /// The tests whose outcome depends on nothing that is configured: another kernel of the same version runs them.
-const ELSEWHERE: [&str; 11] = [
+const ELSEWHERE: [&str; 12] = [
     "shape::",
     "aim::",
     "by_process::",
@@ -129,6 +129,7 @@ const ELSEWHERE: [&str; 11] = [
     "loss::",
     "life::",
     "slow::",
+    "time::",
 ];
 
 fn is_chosen(test: &Test, cli: &Cli) -> bool {

@@ -1,4 +1,5 @@
-//! Measures what a decision costs: of packets by running the programs here, of system calls by making them in guests.
+//! Measures what a decision costs: of packets by running the programs here, of system calls by making them in guests; and
+//! what a clock costs that is skewed, here.
 
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ pub(crate) enum Part {
     Packets,
     /// What system calls cost, in guests.
     Calls,
+    /// What clocks cost, on this machine's kernel.
+    Time,
 }
 
 /// `cargo xtask bench`.
@@ -32,11 +35,18 @@ pub(crate) enum Part {
 /// If something does not build or cannot be measured.
 pub(crate) fn run(part: Option<Part>) -> Result<()> {
     setup::build_tools()?;
-    if part != Some(Part::Calls) {
+    let wanted = |other| part.is_none_or(|part| part == other);
+    if wanted(Part::Packets) {
         let folder = build(&["fl-bench"])?;
         run_command(&mut as_root(&folder.join("fl-bench")))?;
     }
-    if part != Some(Part::Packets) { calls() } else { Ok(()) }
+    if wanted(Part::Time) {
+        // Linked dynamically, as what libfaketime is for must be.
+        let folder = build(&["faultline", "fl-clock", "fl-time-bench"])?;
+        println!("\nclocks, on this machine's kernel");
+        run_command(&mut as_root(&folder.join("fl-time-bench")))?;
+    }
+    if wanted(Part::Calls) { calls() } else { Ok(()) }
 }
 
 fn calls() -> Result<()> {

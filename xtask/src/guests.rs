@@ -70,7 +70,7 @@ impl Guests {
     ///
     /// If something does not build.
     pub(crate) fn new(wanted: &[String]) -> Result<Self> {
-        Self::with(wanted, &["faultline", "fl-tests"])
+        Self::with(wanted, &["faultline", "fl-tests", "fl-clock"])
     }
 
     /// The same with these programs of ours in them.

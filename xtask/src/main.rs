@@ -42,7 +42,7 @@ enum Command {
     Vm(guests::Options),
     /// Ask the doctor on every kernel and write docs/kernels.md
     Kernels,
-    /// Measure what a decision costs, beside bare programs and strace
+    /// Measure what a decision costs, beside bare programs, strace and libfaketime
     Bench {
         /// Only this
         part: Option<bench::Part>,

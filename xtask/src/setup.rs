@@ -20,7 +20,7 @@ const LINKER_LLVM: &str = "/usr/lib/llvm-22";
 
 /// What guests need of the host, each by a program of it: QEMU, what they boot into, and the real programs that
 /// tests run in them.
-const GUEST_PROGRAMS: [(&str, &str); 15] = [
+const GUEST_PROGRAMS: [(&str, &str); 18] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("virtiofsd", "qemu-system-common"),
     ("busybox", "busybox-static"),
@@ -36,6 +36,9 @@ const GUEST_PROGRAMS: [(&str, &str); 15] = [
     ("dig", "bind9-dnsutils"),
     ("python3", "python3"),
     ("strace", "strace"),
+    ("cc", "gcc"),
+    ("musl-gcc", "musl-tools"),
+    ("faketime", "faketime"),
 ];
 
 /// Where Debian keeps programs that are not on the path.

@@ -40,7 +40,7 @@ pub(crate) fn run(filter: &[String], guests: bool) -> Result<()> {
     setup::build_tools()?;
     let mut wrong = Vec::new();
     let mut total = Counts::default();
-    let folder = build(&["faultline", "fl-tests"])?;
+    let folder = build(&["faultline", "fl-tests", "fl-clock"])?;
     if filter.is_empty() {
         total += units(&mut wrong)?;
     }

@@ -1,7 +1,8 @@
-//! What programs may call and know: user memory, loops, the kernel's types, runs without an attachment.
+//! What programs may call and know: user memory, loops, the kernel's types, runs without an attachment; and vDSOs.
 
 use std::{
-    os::fd::AsFd,
+    fs::File,
+    os::{fd::AsFd, unix::fs::FileExt},
     ptr,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -18,7 +19,10 @@ use chaos_user::kernel::{
 };
 use nix::sys::prctl::set_name;
 
-use super::{elsewhere::elsewhere, load};
+use super::{
+    elsewhere::{elsewhere, errno},
+    load,
+};
 use crate::{
     ensure,
     error::{Context, Failure, Result},
@@ -102,5 +106,26 @@ pub(super) fn probe_write_user() -> Result {
         seen == [(0, 0), (MARK as u64, 0), (0, 0)],
         "written here, and whether elsewhere, before, during and after: {seen:x?}"
     );
+    Ok(())
+}
+
+/// A byte of another process's vDSO that nobody reads becomes another, and this process's stays.
+pub(super) fn vdso_patch() -> Result {
+    const MARK: u8 = 0xfa;
+    /// The last of `e_ident`, which is there to fill it.
+    const PADDING: u64 = 15;
+    // SAFETY: takes and returns a number.
+    let place = unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) } + PADDING;
+    // SAFETY: of a vDSO, which is mapped for as long as the process lives; written to behind the compiler's back.
+    let look = || unsafe { ptr::read_volatile(place as *const u8) };
+    let patch = || {
+        let memory = File::options().write(true).open("/proc/self/mem")?;
+        memory.write_all_at(&[MARK], place)
+    };
+    let there = elsewhere(|| match errno(patch()) {
+        0 => look().into(),
+        errno => -errno,
+    })?;
+    ensure!((look(), there) == (0, MARK.into()), "here {:#x}, there {there:#x}", look());
     Ok(())
 }

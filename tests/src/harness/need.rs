@@ -53,6 +53,10 @@ impl Need {
     pub const CgroupSock: Self = Self::Mechanism(Mechanism::CgroupSock);
     /// `connect(2)` that fails as it is told to.
     pub const CgroupConnect: Self = Self::Mechanism(Mechanism::CgroupConnect);
+    /// A program at the end of a kernel function.
+    pub const Fexit: Self = Self::Mechanism(Mechanism::Fexit);
+    /// A program that writes to a process's memory.
+    pub const ProbeWriteUser: Self = Self::Mechanism(Mechanism::ProbeWriteUser);
     /// Limits of a cgroup on a block device.
     pub const IoMax: Self = Self::Mechanism(Mechanism::IoMax);
 }
