@@ -11,7 +11,8 @@ use crate::{
     harness::Test,
 };
 
-pub(super) const TESTS: &[Test] = &[Test::new("time::clocks_are_chosen", chosen).needs(NEEDS).timeout(180)];
+pub(super) const TESTS: &[Test] =
+    &[Test::new("time::clocks_are_chosen", chosen).needs(NEEDS).timeout(180).slow()];
 
 /// So little that clocks which must not go back are right again soon.
 const OFFSET: (&str, i64) = ("300ms", 300 * MILLISECOND);

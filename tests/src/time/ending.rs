@@ -29,7 +29,7 @@ pub(super) const TESTS: &[Test] = &[
         .timeout(60),
     Test::new("time::ps_and_stop", ps_and_stop).needs(NEEDS).timeout(90),
     Test::new("time::its_cgroup_goes", cgroup_goes).needs(NEEDS).timeout(60),
-    Test::new("time::only_planned", planned).needs(NEEDS).timeout(60),
+    Test::new("time::only_planned", planned).needs(NEEDS).timeout(60).slow(),
 ];
 
 fn every_signal() -> Result {

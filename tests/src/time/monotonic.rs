@@ -19,9 +19,9 @@ use crate::{
 
 pub(super) const TESTS: &[Test] = &[
     Test::new("time::never_back", never_back).needs(NEEDS).timeout(180),
-    Test::new("time::a_clock_ahead_settles", ahead).needs(NEEDS).timeout(60),
-    Test::new("time::a_clock_behind_settles", behind).needs(NEEDS).timeout(60),
-    Test::new("time::a_rate_goes_without_a_jump", without_a_jump).needs(NEEDS).timeout(90),
+    Test::new("time::a_clock_ahead_settles", ahead).needs(NEEDS).timeout(60).slow(),
+    Test::new("time::a_clock_behind_settles", behind).needs(NEEDS).timeout(60).slow(),
+    Test::new("time::a_rate_goes_without_a_jump", without_a_jump).needs(NEEDS).timeout(90).slow(),
 ];
 
 const THREADS: usize = 20;
@@ -50,7 +50,7 @@ fn never_back() -> Result {
         ensure!(seen.backwards == 0, "{words}: a clock went back: {seen:?}");
     }
     // Many begins and ends.
-    for _ in 0..rounds(10) {
+    for _ in 0..rounds(5) {
         let (fault, _) = scene.armed(&format!("--offset 20ms {clocks}"))?;
         fault.end()?;
     }
