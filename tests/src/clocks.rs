@@ -123,11 +123,11 @@ impl Source {
     }
 
     /// How far it may be behind the clock it shows, in nanoseconds: coarse clocks go by the tick, which is one of 100
-    /// in a second at the slowest.
+    /// in a second at the slowest, and the CPU that keeps the time may be kept busy for a few.
     #[must_use]
     pub const fn lag(self) -> i64 {
         match self {
-            Self::RealtimeCoarse | Self::MonotonicCoarse => SECOND / 80,
+            Self::RealtimeCoarse | Self::MonotonicCoarse => SECOND / 20,
             Self::Gettimeofday => 1_000,
             Self::Time => SECOND + SECOND / 80,
             _ => 0,

@@ -79,7 +79,9 @@ fn become_program(go: OwnedFd, words: &[CString]) -> ! {
     let is_told = File::from(go).read_exact(&mut told).is_ok();
     let mut code = NOT_EXECUTED;
     if let (true, Some(program)) = (is_told, words.first()) {
-        // What its parent has taken over is not taken over for it.
+        // What its parent has taken over is not taken over for it, nor what Rust ignores.
+        // SAFETY: nobody else runs here, and the default does not run any code of ours.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
         let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
         let Err(errno) = execvp(program, words);
         eprintln!("faultline: {}: {}", program.to_string_lossy(), io::Error::from(errno));

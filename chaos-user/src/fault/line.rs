@@ -107,6 +107,12 @@ impl Lines {
         Self { ways, settling: false }
     }
 
+    /// Whether one of them must not go back, however late it is written that it is to be right.
+    #[must_use]
+    pub fn keep_order(&self) -> bool {
+        self.ways.iter().flatten().any(|way| way.keeps_order)
+    }
+
     /// Whether clocks are becoming right.
     #[must_use]
     pub fn is_settling(&self) -> bool {
@@ -169,7 +175,7 @@ impl Way {
     fn follow(&mut self, now: u64, elapsed: u64) {
         let stretch = self.course.at(elapsed);
         // Somebody has set the host's clock.
-        let is_set = !self.keeps_order && now.abs_diff(self.line.base) > FAR;
+        let is_set = !self.keeps_order && (now < self.line.base || now - self.line.base > FAR);
         let is_same = self.since == Some(stretch.since) && !is_set;
         if is_same || self.keeps_order && self.line.is_bent_after(now) {
             self.line = self.line.from(now);
@@ -291,7 +297,7 @@ mod tests {
     fn a_host_s_clock_that_is_set_is_followed() {
         let mut lines = lines(60, Slope::ONE, Clock::Realtime);
         lines.go_on(&[START; SLOTS], 0);
-        for (now, second) in [(START - 3_600 * S, 1), (START + 3_600 * S, 2)] {
+        for (now, second) in [(START - 3_600 * S, 1), (START + 3_600 * S, 2), (START + 3_595 * S, 3)] {
             lines.go_on(&[now; SLOTS], second * S);
             assert_eq!(told(&lines, 0, now) - now, 60 + second * S);
         }

@@ -211,6 +211,11 @@ impl Changed {
         } else {
             let vdso = memory.vdso;
             while_stopped(memory.process, PATIENCE, |stopped| {
+                // Somebody else may have been quicker until it stood still.
+                match memory.is_changed(&change) {
+                    Ok(false) => {}
+                    done => return Ok(done.map(drop)),
+                }
                 let cut = |place: u64| {
                     patch.text().iter().any(|cut| cut.contains(&(place.wrapping_sub(vdso) as usize)))
                 };

@@ -138,7 +138,10 @@ impl Clocks {
             written = Some(processes.turn);
             let block = processes.block;
             drop(processes);
-            if let Some(Err(error)) = block.map(|block| changed.set(&self.patch, &block)) {
+            // What was set a moment ago may be over by now.
+            let done =
+                block.map_or_else(|| changed.set_off(&self.patch), |block| changed.set(&self.patch, &block));
+            if let Err(error) = done {
                 set = Err(error);
             }
         };

@@ -185,7 +185,9 @@ impl SkewRun {
         let Some(lines) = &mut self.lines else { return Ok(()) };
         lines.go_on(&now, elapsed);
         let mut window = LEASE.as_nanos() as u64;
-        if let Some(duration) = self.plan.spec.duration.filter(|_| !lines.is_settling()) {
+        if let Some(duration) =
+            self.plan.spec.duration.filter(|_| !lines.is_settling() && !lines.keep_order())
+        {
             window = window.min((duration.as_nanos() as u64).saturating_sub(elapsed));
         }
         let block = lines.block(window);
