@@ -2,6 +2,7 @@
 
 mod child;
 mod need;
+mod share;
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -11,7 +12,7 @@ use std::{
 use serde::Serialize;
 
 use self::need::Machine;
-pub use self::{child::run_one, need::Need};
+pub use self::{child::run_one, need::Need, share::Share};
 pub(crate) use self::{
     child::{die_with_parent, pidfd},
     need::program,
@@ -42,7 +43,7 @@ pub struct Test {
     pub name: &'static str,
     /// Without one of these it is skipped.
     pub needs: &'static [Need],
-    /// A test that takes longer is killed, with all it has started, and has failed.
+    /// A test that takes longer is killed, with all it has started, and has failed; three times as long under emulation.
     pub timeout: Duration,
     /// Left out under emulation.
     pub slow: bool,
@@ -67,6 +68,12 @@ impl Test {
     #[must_use]
     pub const fn timeout(self, seconds: u64) -> Self {
         Self { timeout: Duration::from_secs(seconds), ..self }
+    }
+
+    /// How long it may take here.
+    pub(crate) fn limit(&self) -> Duration {
+        // It is there to end what hangs; how fast a machine emulates another says nothing of that.
+        self.timeout * if is_emulated() { 3 } else { 1 }
     }
 
     /// The same, but not under emulation, where it would take minutes.

@@ -11,7 +11,7 @@ use std::{
 use clap::Parser;
 use faultline_tests::{
     calls, faultline, find,
-    harness::{Outcome, Report, Runner, Test, run_one, set_emulated},
+    harness::{Outcome, Report, Runner, Share, Test, run_one, set_emulated},
     tests,
 };
 
@@ -33,9 +33,9 @@ struct Cli {
     /// This machine is emulated in software: leave out tests that would take minutes, repeat less, wait longer
     #[arg(long)]
     emulated: bool,
-    /// A kernel that differs in its configuration alone runs everything: leave out the tests that it has no part in
+    /// Only one of so many shares of the tests that no kernel decides the outcome of, such as 1/2
     #[arg(long)]
-    twin: bool,
+    share: Option<Share>,
     /// Run this test here, in this process
     #[arg(long, value_name = "NAME", hide = true)]
     run_one: Option<String>,
@@ -116,26 +116,9 @@ fn announce(test: &Test) -> io::Result<()> {
     out.flush()
 }
 
-/// The tests whose outcome depends on nothing that is configured: another kernel of the same version runs them.
-const ELSEWHERE: [&str; 12] = [
-    "shape::",
-    "aim::",
-    "by_process::",
-    "cut::",
-    "sever::",
-    "profile::",
-    "dns::",
-    "programs::",
-    "loss::",
-    "life::",
-    "slow::",
-    "time::",
-];
-
 fn is_chosen(test: &Test, cli: &Cli) -> bool {
     let named = cli.filter.is_empty() || cli.filter.iter().any(|filter| test.name.contains(filter.as_str()));
-    let elsewhere = ELSEWHERE.iter().any(|file| test.name.starts_with(file));
-    named && !(cli.emulated && test.slow) && !(cli.twin && elsewhere)
+    named && !(cli.emulated && test.slow) && cli.share.is_none_or(|share| share.has(test))
 }
 
 fn list(tests: &[&Test]) -> io::Result<ExitCode> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use crate::{
-    cargo::{as_root, build, run as run_command},
+    cargo::{as_root, build, build_dynamic, run as run_command},
     guests::Guests,
     setup,
 };
@@ -42,7 +42,7 @@ pub(crate) fn run(part: Option<Part>) -> Result<()> {
     }
     if wanted(Part::Time) {
         // Linked dynamically, as what libfaketime is for must be.
-        let folder = build(&["faultline", "fl-clock", "fl-time-bench"])?;
+        let folder = build_dynamic(&["faultline", "fl-clock", "fl-time-bench"])?;
         println!("\nclocks, on this machine's kernel");
         run_command(&mut as_root(&folder.join("fl-time-bench")))?;
     }

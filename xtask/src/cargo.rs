@@ -57,35 +57,41 @@ pub(crate) fn shown(command: &Command) -> String {
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
-/// Builds binaries, optimised, and returns the folder they are in.
+/// What we build for: this machine, linked statically, because a guest has no libraries of ours.
+const STATIC_TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Builds binaries, optimised and linked statically, and returns the folder they are in.
 ///
 /// # Errors
 ///
 /// If the build fails.
 pub(crate) fn build(binaries: &[&str]) -> Result<PathBuf> {
-    run(&mut build_command(binaries))?;
-    Ok(target().join("release"))
+    run(&mut with_binaries(statically("build"), binaries))?;
+    Ok(target().join(STATIC_TARGET).join("release"))
 }
 
-/// The target that guests run: the host's own, linked statically, because a guest has no libraries of ours.
-const STATIC_TARGET: &str = "x86_64-unknown-linux-gnu";
-
-/// The same, for guests.
+/// The same, linked as `cargo build --release` does.
 ///
 /// # Errors
 ///
 /// If the build fails.
-pub(crate) fn build_static(binaries: &[&str]) -> Result<PathBuf> {
-    let mut cargo = build_command(binaries);
-    // Naming the target keeps the flags away from build scripts and procedural macros.
-    cargo.args(["--target", STATIC_TARGET]).env("RUSTFLAGS", "-Ctarget-feature=+crt-static");
-    run(&mut cargo)?;
-    Ok(target().join(STATIC_TARGET).join("release"))
-}
-
-fn build_command(binaries: &[&str]) -> Command {
+pub(crate) fn build_dynamic(binaries: &[&str]) -> Result<PathBuf> {
     let mut cargo = cargo();
     cargo.args(["build", "--release", "--workspace"]);
+    run(&mut with_binaries(cargo, binaries))?;
+    Ok(target().join("release"))
+}
+
+/// One of cargo's commands for the whole workspace, so that whatever two of them need is compiled once.
+pub(crate) fn statically(command: &str) -> Command {
+    let mut cargo = cargo();
+    // Naming the target keeps the flags away from build scripts and procedural macros.
+    cargo.args([command, "--release", "--workspace", "--target", STATIC_TARGET]);
+    cargo.env("RUSTFLAGS", "-Ctarget-feature=+crt-static");
+    cargo
+}
+
+fn with_binaries(mut cargo: Command, binaries: &[&str]) -> Command {
     for binary in binaries {
         cargo.args(["--bin", binary]);
     }

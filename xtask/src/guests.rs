@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
 use crate::{
-    cargo::{build_static, is_root, workspace},
+    cargo::{build, is_root, workspace},
     matrix::Matrix,
     setup,
     vm::{Ending, Found, Kernel, Run, Tier},
@@ -49,7 +49,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     ensure!(!guests.kernels.is_empty(), "there is no kernel to boot");
     let mut matrix = Matrix::default();
-    guests.test(&options.tests, &mut matrix)?;
+    guests.test(&options.tests, false, &mut matrix)?;
     matrix.print();
     matrix.verdict(&[])
 }
@@ -90,7 +90,7 @@ impl Guests {
                 }
             }
         }
-        let folder = build_static(names)?;
+        let folder = build(names)?;
         Ok(Self { tier, kernels, missing, binaries: names.iter().map(|name| folder.join(name)).collect() })
     }
 
@@ -99,17 +99,17 @@ impl Guests {
         self.missing.is_empty()
     }
 
-    /// Runs the tests in every guest, in as many at a time as there are CPUs: a test keeps one of them busy.
+    /// Runs the tests in every guest, in as many at a time as there are CPUs: a test keeps one of them busy. Tests whose
+    /// outcome no kernel decides may be dealt out, so that each is run by one guest.
     ///
     /// # Errors
     ///
     /// If QEMU cannot be run at all.
-    pub(crate) fn test(&self, filter: &[String], matrix: &mut Matrix) -> Result<()> {
+    pub(crate) fn test(&self, filter: &[String], dealt: bool, matrix: &mut Matrix) -> Result<()> {
         let words = filter.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
         let command = |kernel: &Kernel| {
-            // Asked for by name, a test runs wherever it is asked for.
-            let twin = if filter.is_empty() && self.has_twin(kernel) { "--twin " } else { "" };
-            format!("fl-tests --json --emulated {twin}{words} >$FAULTLINE_RESULTS")
+            let share = if dealt { self.share(kernel) } else { String::new() };
+            format!("fl-tests --json --emulated {share} {words} >$FAULTLINE_RESULTS")
         };
         let at_once = thread::available_parallelism().map_or(1, NonZero::get);
         let waiting = Mutex::new(self.kernels.iter());
@@ -126,6 +126,13 @@ impl Guests {
                 .into_iter()
                 .try_for_each(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         })
+    }
+
+    /// What a kernel is told to run of the tests that are dealt out: nothing, if another is its twin.
+    fn share(&self, kernel: &Kernel) -> String {
+        let players: Vec<_> = self.kernels.iter().filter(|kernel| !self.has_twin(kernel)).collect();
+        let seat = players.iter().position(|player| player.name == kernel.name);
+        format!("--share {}/{}", seat.map_or(0, |seat| seat + 1), players.len())
     }
 
     /// Whether another kernel is the same but for its configuration: `6.12` of `6.12-error-injection`.

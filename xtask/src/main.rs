@@ -37,6 +37,9 @@ enum Command {
         /// On this machine's kernel only; a test may be skipped then that only guests can run
         #[arg(long)]
         no_guests: bool,
+        /// Every test in every guest, also those that no kernel decides the outcome of, which are dealt out otherwise
+        #[arg(long, conflicts_with = "no_guests")]
+        every_kernel: bool,
     },
     /// Run the integration tests in guests under QEMU, or a shell
     Vm(guests::Options),
@@ -60,7 +63,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Setup => setup::run(),
         Command::Demo => demo::run(),
-        Command::Test { filter, no_guests } => test::run(&filter, !no_guests),
+        Command::Test { filter, no_guests, every_kernel } => test::run(&filter, !no_guests, every_kernel),
         Command::Vm(options) => guests::run(&options),
         Command::Kernels => kernels::run(),
         Command::Bench { part } => bench::run(part),

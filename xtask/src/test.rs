@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::{
-    cargo::{as_root, build, cargo, shown},
+    cargo::{as_root, build, shown, statically},
     guests::Guests,
     matrix::Matrix,
     setup,
@@ -31,12 +31,13 @@ impl std::ops::AddAssign for Counts {
 }
 
 /// `cargo xtask test`: unit and property tests, then the integration tests on the host's kernel and in guests,
-/// counted once for each kernel. A kernel that cannot be had is named and is not missed.
+/// counted once for each kernel. Tests that no kernel decides the outcome of are run here and in one guest, unless they are
+/// asked for by name or for every kernel. A kernel that cannot be had is named and is not missed.
 ///
 /// # Errors
 ///
 /// If something does not build, a test failed, or was skipped everywhere though all kernels were there.
-pub(crate) fn run(filter: &[String], guests: bool) -> Result<()> {
+pub(crate) fn run(filter: &[String], guests: bool, every_kernel: bool) -> Result<()> {
     setup::build_tools()?;
     let mut wrong = Vec::new();
     let mut total = Counts::default();
@@ -53,7 +54,7 @@ pub(crate) fn run(filter: &[String], guests: bool) -> Result<()> {
     if guests {
         setup::guest_tools()?;
         let guests = Guests::new(&[])?;
-        guests.test(filter, &mut matrix)?;
+        guests.test(filter, filter.is_empty() && !every_kernel, &mut matrix)?;
         all &= guests.are_all();
     }
 
@@ -71,9 +72,8 @@ pub(crate) fn run(filter: &[String], guests: bool) -> Result<()> {
 }
 
 fn units(wrong: &mut Vec<String>) -> Result<Counts> {
-    let mut units = cargo();
-    // The profile of everything else here: what both need is compiled once.
-    units.args(["test", "--release", "--workspace", "--no-fail-fast"]);
+    let mut units = statically("test");
+    units.arg("--no-fail-fast");
     let mut counts = Counts::default();
     for_each_line(&mut units, wrong, |line| match unit_line(line) {
         Some(found) => counts += found,

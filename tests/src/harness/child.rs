@@ -52,7 +52,7 @@ pub(super) fn run(test: &Test, arguments: &[String]) -> Report {
     let start = Instant::now();
     let (outcome, reason, output) = match attempt(test, arguments) {
         Ok((Ended::Exited(0), output)) => (Outcome::Pass, String::new(), output),
-        Ok((ended, output)) => (Outcome::Fail, reason(ended, &output, test.timeout), output),
+        Ok((ended, output)) => (Outcome::Fail, reason(ended, &output, test.limit()), output),
         Err(failure) => (Outcome::Fail, failure.to_string(), String::new()),
     };
     Report { test: test.name, outcome, reason, seconds: start.elapsed().as_secs_f64(), output }
@@ -86,7 +86,7 @@ fn attempt(test: &Test, arguments: &[String]) -> Result<(Ended, String)> {
     die_with_parent(&mut command);
     let child = command.spawn().context(format_args!("start {}", executable.display()))?;
     let pid = Pid::from_raw(child.id().cast_signed());
-    let ended = wait(pid, test.timeout)?;
+    let ended = wait(pid, test.limit())?;
     Ok((ended, text(output)?))
 }
 
