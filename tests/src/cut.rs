@@ -21,7 +21,7 @@ use crate::{
     ensure,
     error::{Context, Result},
     faultline::Faultline,
-    harness::{Need, Test, program},
+    harness::{Need, Test, patience, program},
     lab::{FAR_DEVICE, Family, Lab, NEAR_DEVICE, Netns, Options, Route, address},
     loss::Way,
     traffic::{
@@ -192,7 +192,7 @@ fn a_name_that_changes() -> Result {
     fault.wait_event("armed", PATIENCE)?;
     ensure!([passes(&flows[0])?, passes(&flows[1])?] == [false, true], "at first");
     stands_for(other.target)?;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience(PATIENCE);
     // Of those that are sent while it is found out some come.
     while !flows[1].run(FEW)?.0.is_empty() {
         ensure!(Instant::now() < deadline, "the name's new address is not cut off");

@@ -24,7 +24,7 @@ use self::events::{Shared, parse};
 use crate::{
     ensure,
     error::{Context, Result, check},
-    harness::{die_with_parent, pidfd},
+    harness::{die_with_parent, patience, pidfd},
     lab::Netns,
     traffic::monotonic_ns,
 };
@@ -222,7 +222,7 @@ impl Faultline {
     ///
     /// If it does not come in time, or the command ends without; with what it printed instead.
     pub fn wait_event(&self, kind: &str, time: Duration) -> Result<Event> {
-        self.shared.wait_event(kind, Instant::now() + time)
+        self.shared.wait_event(kind, Instant::now() + patience(time))
     }
 
     /// The events so far.
@@ -252,7 +252,7 @@ impl Faultline {
     ///
     /// If it does not end in time.
     pub fn wait(&self, time: Duration) -> Result<Exit> {
-        self.shared.wait_exit(Instant::now() + time)
+        self.shared.wait_exit(Instant::now() + patience(time))
     }
 
     /// Interrupts it, and checks that it says it was and that all is reverted.

@@ -31,6 +31,12 @@ pub(crate) fn is_emulated() -> bool {
     EMULATED.load(Ordering::Relaxed)
 }
 
+/// How long something may take that takes so long at most: it is there to end what hangs, and how fast a machine emulates
+/// another says nothing of that.
+pub(crate) fn patience(usually: Duration) -> Duration {
+    usually * if is_emulated() { 3 } else { 1 }
+}
+
 /// How often something is done that is done `usually` as often: two fifths of it under emulation.
 pub(crate) fn rounds(usually: u32) -> u32 {
     if is_emulated() { usually * 2 / 5 } else { usually }
@@ -72,8 +78,7 @@ impl Test {
 
     /// How long it may take here.
     pub(crate) fn limit(&self) -> Duration {
-        // It is there to end what hangs; how fast a machine emulates another says nothing of that.
-        self.timeout * if is_emulated() { 3 } else { 1 }
+        patience(self.timeout)
     }
 
     /// The same, but not under emulation, where it would take minutes.

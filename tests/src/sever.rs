@@ -15,7 +15,7 @@ use crate::{
     ensure,
     error::{Context, Result},
     faultline::Faultline,
-    harness::{Need, Test},
+    harness::{Need, Test, patience},
     inventory::Inventory,
     lab::{Family, Lab, NEAR_DEVICE, Netns},
     loss::Way,
@@ -302,7 +302,7 @@ fn killed() -> Result {
         let _process = service.holds(&open.client)?;
         let fault = service.arm(&format!("net {word}{option}").replace("near", NEAR_DEVICE))?;
         fault.kill(Signal::SIGKILL)?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience(PATIENCE);
         // A link goes when the kernel is done with its owner, which is not yet when the signal is sent.
         loop {
             let outcome = service.connection().and_then(|mut new| new.works());

@@ -28,7 +28,7 @@ use crate::{
     ensure,
     error::{Context, Result},
     faultline::{Event, Faultline},
-    harness::{Need, Test, is_emulated},
+    harness::{Need, Test, is_emulated, patience},
 };
 
 const NEEDS: &[Need] = &[Need::Root, Need::IoMax, Need::Disks];
@@ -152,7 +152,7 @@ fn numbers(disk: &str) -> Result<String> {
 
 /// Waits until a condition holds.
 fn wait_for(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience(PATIENCE);
     while !holds()? {
         ensure!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
         // There is no event to wait for.

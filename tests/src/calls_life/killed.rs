@@ -12,7 +12,7 @@ use crate::{
     ensure,
     error::{Context, Failure, Result},
     faultline::Faultline,
-    harness::Test,
+    harness::{Test, patience},
     life::{
         killed::fraction,
         scene::{RECORDS, records},
@@ -66,7 +66,7 @@ fn at_any_moment() -> Result {
 
 /// Waits until an owner has written down what it is going to do.
 fn has_record() -> Result {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience(PATIENCE);
     while records()?.is_empty() {
         ensure!(Instant::now() < deadline, "no record");
         thread::yield_now();

@@ -26,6 +26,7 @@ use crate::{
     cgroup::Cgroup,
     ensure,
     error::{Context, Result},
+    harness::patience,
     traffic::{monotonic_ns, sleep_until_ns},
 };
 
@@ -134,7 +135,7 @@ impl Watched {
     }
 
     fn reaches(&self, attempts: u64) -> Result<Seen> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience(PATIENCE);
         loop {
             let seen = self.seen();
             if seen.all() >= attempts {

@@ -17,6 +17,7 @@ use chaos_user::kernel::{
 use crate::{
     cgroup,
     error::{Context, Failure, Result},
+    harness::patience,
 };
 
 /// How the names of all that a doctor makes begin.
@@ -60,7 +61,7 @@ pub(super) fn look() -> Result<BTreeSet<String>> {
 
 /// Waits until nothing is there that was not there before.
 pub(super) fn wait_for_nothing_new(before: &BTreeSet<String>) -> Result {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience(PATIENCE);
     loop {
         let now = look()?;
         let new: Vec<&str> = now.difference(before).map(String::as_str).collect();

@@ -10,7 +10,7 @@ use crate::{
     ensure,
     error::{Context, Result},
     faultline::{Exit, Faultline},
-    harness::{Need, Test},
+    harness::{Need, Test, patience},
 };
 
 const NEEDS: &[Need] = &[Need::Root, Need::Btf];
@@ -151,7 +151,7 @@ fn starting_owner() -> Result {
     let mut scene = Scene::set()?;
     for _ in 0..4 {
         let fault = scene.start(&OUT)?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience(PATIENCE);
         while super::scene::records()?.is_empty() {
             ensure!(Instant::now() < deadline, "no record");
             std::thread::yield_now();

@@ -16,6 +16,7 @@ use crate::{
     ensure,
     error::{Context, Result},
     faultline::Faultline,
+    harness::patience,
     lab::{Family, NEAR_DEVICE, Netns},
     stats::acceptance,
     traffic::{Echo, Requests, Udp, requests::Until},
@@ -162,7 +163,7 @@ impl Resident {
         };
         let inode = |path: &str| Ok::<_, crate::error::Failure>(std::fs::metadata(path).context(path)?.ino());
         let wanted = inode(&netns.path().to_string_lossy())?;
-        let deadline = std::time::Instant::now() + PATIENCE;
+        let deadline = std::time::Instant::now() + patience(PATIENCE);
         while inode(&format!("/proc/{}/ns/net", child.0))? != wanted {
             ensure!(std::time::Instant::now() < deadline, "the child did not enter the namespace");
             std::thread::yield_now();

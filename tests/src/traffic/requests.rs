@@ -18,6 +18,7 @@ use super::{
 use crate::{
     ensure,
     error::{Context, Failure, Result},
+    harness::patience,
     lab::Route,
 };
 
@@ -164,7 +165,7 @@ impl Requests {
     /// Timers may send at any time, so the counters of the two ends agree only if none did while they were read
     /// and delivered.
     fn snapshot(&mut self) -> Result<Snapshot> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience(PATIENCE);
         while Instant::now() < deadline {
             let before = self.infos()?;
             self.barrier.wait(2)?;

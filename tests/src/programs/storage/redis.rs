@@ -15,7 +15,7 @@ use crate::{
     cgroup::Cgroup,
     ensure,
     error::{Context, Result},
-    harness::Need,
+    harness::{Need, patience},
 };
 
 pub(super) const NEEDS: &[Need] =
@@ -119,7 +119,7 @@ pub(super) fn disk_full() -> Result {
     bystander.keeps("before")?;
 
     let fault = arm(FAULT, &target.folder, &cgroups[0])?;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience(PATIENCE);
     let refused = loop {
         let answer = target.keep()?;
         if answer != "+OK" {

@@ -13,7 +13,7 @@ use super::super::clock::path;
 use crate::{
     ensure,
     error::{Context, Result},
-    harness::die_with_parent,
+    harness::{die_with_parent, patience},
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -30,7 +30,7 @@ impl Foreign {
     pub(super) fn without_vdso() -> Result<Self> {
         let foreign = Self::start(path()?, None)?;
         let maps = format!("/proc/{}/maps", foreign.pid());
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience(PATIENCE);
         // Before exec its maps are this program's.
         while foreign.is_still_ours()? || fs::read_to_string(&maps).context(&maps)?.contains("[vdso]") {
             ensure!(Instant::now() < deadline, "it still has a vDSO");
