@@ -20,7 +20,7 @@ const LINKER_LLVM: &str = "/usr/lib/llvm-22";
 
 /// What guests need of the host, each by a program of it: QEMU, what they boot into, and the real programs that
 /// tests run in them.
-const GUEST_PROGRAMS: [(&str, &str); 18] = [
+const GUEST_PROGRAMS: [(&str, &str); 20] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("virtiofsd", "qemu-system-common"),
     ("busybox", "busybox-static"),
@@ -39,6 +39,8 @@ const GUEST_PROGRAMS: [(&str, &str); 18] = [
     ("cc", "gcc"),
     ("musl-gcc", "musl-tools"),
     ("faketime", "faketime"),
+    ("go", "golang-go"),
+    ("javac", "default-jdk-headless"),
 ];
 
 /// Where Debian keeps programs that are not on the path.

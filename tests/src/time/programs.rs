@@ -6,15 +6,19 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use self::sources::{C, GO, JAVA, PYTHON};
-use super::scene::{Scene, end};
+use super::{
+    clock::{REFERENCE, SECOND, expect},
+    scene::{Scene, end},
+};
 use crate::{
     cgroup::Cgroup,
+    clocks::{Reading, Source, Way},
     ensure,
-    error::{Context, Result},
+    error::{Context, Failure, Result},
     harness::{Need, Test, die_with_parent, program},
 };
 
@@ -23,7 +27,8 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("time::a_c_program", c).needs(of(&[Need::Program("cc")])).timeout(90),
     Test::new("time::a_static_c_program", static_c).needs(of(&[Need::Program("musl-gcc")])).timeout(90),
     Test::new("time::python", python).needs(of(&[Need::Program("python3")])).timeout(90),
-    Test::new("time::runtimes_of_their_own", runtimes).timeout(300).slow(),
+    Test::new("time::go", go).needs(of(&[Need::Program("go")])).timeout(300).slow(),
+    Test::new("time::java", java).needs(of(&[Need::Program("java")])).timeout(300).slow(),
     Test::new("time::a_certificate_expires", certificate).needs(of(&[Need::Program("openssl")])).timeout(90),
 ];
 
@@ -31,15 +36,14 @@ const fn of(needs: &'static [Need]) -> &'static [Need] {
     needs
 }
 
-/// As it is written, and in seconds.
-const OFFSET: (&str, i64) = ("--offset -2d", -2 * 86_400);
-/// What a program may take from its look at the clock until its word is here.
-const SLOW: i64 = 30;
+/// As it is written, and in nanoseconds.
+const OFFSET: (&str, i64) = ("--offset -2d", -2 * 86_400 * SECOND);
 
 /// How often a program is begun until it is met.
 const TRIES: u32 = 5;
 
-/// A program that prints the time in whole seconds, in every way it has, one in a line.
+/// A program that prints the time in every way it has, one in a line: the source, the time, and what the reference said before
+/// and after, if the program can tell; all in nanoseconds.
 struct Teller {
     words: Vec<String>,
     folder: PathBuf,
@@ -50,28 +54,32 @@ impl Teller {
         Self { words: words.iter().map(ToString::to_string).collect(), folder: folder.into() }
     }
 
-    /// How far what it prints is from the truth, in seconds.
-    fn ahead(&self, cgroup: &Cgroup) -> Result<Vec<i64>> {
-        let (before, said) = (now()?, run(Some(cgroup), &self.words, &self.folder)?);
-        let after = now()?;
-        ensure!(after - before < SLOW, "{:?} took {} s", self.words, after - before);
-        let told = said.split_whitespace().map(|word| word.parse::<i64>().context(&said));
-        let told = told.collect::<Result<Vec<_>>>()?;
-        ensure!(!told.is_empty(), "{:?} says nothing", self.words);
-        // Nothing if it is within the time that it took.
-        Ok(told
-            .iter()
-            .map(|time| if *time < before - 1 { time - before } else { (time - after).max(0) })
-            .collect())
-    }
-
     /// Fails unless all that it prints is ahead by so much.
-    fn says(&self, cgroup: &Cgroup, expected: i64) -> Result {
-        let ahead = self.ahead(cgroup)?;
-        let right = ahead.iter().all(|ahead| (ahead - expected).abs() <= SLOW);
-        ensure!(right, "{:?} is {ahead:?} s ahead, not {expected}", self.words);
-        Ok(())
+    fn says(&self, cgroup: &Cgroup, skew: i64) -> Result {
+        let reference = || REFERENCE.read(Way::Raw).context("a clock");
+        let (before, said) = (reference()?, run(Some(cgroup), &self.words, &self.folder)?);
+        let after = reference()?;
+        let readings = said.lines().map(|line| told(line, before, after).context(line));
+        let readings = readings.collect::<Result<Vec<_>>>()?;
+        ensure!(!readings.is_empty(), "{:?} says nothing", self.words);
+        readings
+            .iter()
+            .try_for_each(|reading| expect(reading, REFERENCE, skew))
+            .context(format_args!("{:?}", self.words))
     }
+}
+
+/// What a line tells of the time; of one that cannot tell when, it was while its program ran.
+fn told(line: &str, before: i64, after: i64) -> Result<Reading> {
+    let (source, numbers) = line.split_once(' ').context("no source")?;
+    let source: Source = serde_json::from_value(source.into()).context(source)?;
+    let numbers = numbers.split(' ').map(|number| number.parse::<i64>().context(number));
+    let (ns, before, after) = match numbers.collect::<Result<Vec<_>>>()?[..] {
+        [ns] => (ns, before, after),
+        [ns, before, after] => (ns, before, after),
+        _ => return Err(Failure::new("neither one number nor three")),
+    };
+    Ok(Reading { source, way: Way::Libc, ns, before, after })
 }
 
 /// Has a program begin again if it was not met before it looked at the clock: how often that may be is another test's.
@@ -82,12 +90,6 @@ fn met(attempt: impl Fn() -> Result) -> Result {
         done.is_ok()
     });
     tries.map_or_else(attempt, |_| Ok(()))
-}
-
-/// By the machine's own clock, in seconds.
-fn now() -> Result<i64> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).context("before 1970")?;
-    Ok(now.as_secs() as i64)
 }
 
 /// Runs a program in a cgroup, from its first instruction on, or where this process is.
@@ -113,7 +115,7 @@ fn compared(tellers: &[Teller]) -> Result {
             met(|| teller.says(&scene.cgroup, target)).context(when)?;
             teller.says(&scene.beside, 0).context(format_args!("{when}: the bystander"))?;
         }
-        Ok::<_, crate::error::Failure>(())
+        Ok::<_, Failure>(())
     };
     check(&scene, 0, "before")?;
     let (fault, _) = scene.armed(OFFSET.0)?;
@@ -159,7 +161,7 @@ impl Drop for Folder {
 
 fn date() -> Result {
     let folder = Folder::new()?;
-    compared(&[folder.teller(&["date", "+%s"])])
+    compared(&[folder.teller(&["date", "+realtime %s%N"])])
 }
 
 /// With glibc, dynamically and statically.
@@ -184,34 +186,21 @@ fn python() -> Result {
     compared(&[folder.teller(&["python3", "-c", PYTHON])])
 }
 
-/// Go reads the vDSO's tables itself; Java keeps a function pointer. Compiling takes minutes under emulation.
-fn runtimes() -> Result {
+/// It has no C library, and reads the vDSO's tables itself. Compiling takes minutes under emulation.
+fn go() -> Result {
     let folder = Folder::new()?;
-    let mut tellers = Vec::new();
-    if program("go").is_some() {
-        let (source, home) = (folder.write("tell.go", GO)?, folder.0.to_string_lossy().into_owned());
-        let cache = format!("GOCACHE={home}/cache");
-        let words = ["env", "CGO_ENABLED=0", "GOFLAGS=-mod=mod", "GO111MODULE=off", &cache, "go", "build"];
-        folder.compile(&[&words[..], &["-o", "tell-go", &source]].concat())?;
-        tellers.push(folder.teller(&["./tell-go"]));
-    } else {
-        println!("no go here");
-    }
-    if program("javac").is_some() {
-        folder.compile(&["javac", &folder.write("Tell.java", JAVA)?])?;
-        tellers.push(folder.teller(&["java", "-cp", ".", "Tell"]));
-    } else if program("java").is_some() {
-        let source = folder.write("Tell.java", JAVA)?;
-        if run(None, &["java".into(), source.clone()], &folder.0).is_ok() {
-            tellers.push(folder.teller(&["java", &source]));
-        } else {
-            println!("a java without a compiler here");
-        }
-    } else {
-        println!("no java here");
-    }
-    ensure!(!tellers.is_empty(), "neither go nor java");
-    compared(&tellers)
+    let (source, home) = (folder.write("tell.go", GO)?, folder.0.to_string_lossy().into_owned());
+    let cache = format!("GOCACHE={home}/cache");
+    let words = ["env", "CGO_ENABLED=0", "GOFLAGS=-mod=mod", "GO111MODULE=off", &cache, "go", "build"];
+    folder.compile(&[&words[..], &["-o", "tell-go", &source]].concat())?;
+    compared(&[folder.teller(&["./tell-go"])])
+}
+
+/// It keeps a pointer to the function.
+fn java() -> Result {
+    let folder = Folder::new()?;
+    let source = folder.write("Tell.java", JAVA)?;
+    compared(&[folder.teller(&["java", &source])])
 }
 
 /// Good for a day from now, it has expired in two.
@@ -240,7 +229,7 @@ fn certificate() -> Result {
     let good = |cgroup: &Cgroup, when: &str| {
         let said = verify(cgroup).context(when)?;
         ensure!(said.trim() == "certificate: OK", "{when}: {said:?}");
-        Ok::<_, crate::error::Failure>(())
+        Ok::<_, Failure>(())
     };
     let mut scene = Scene::set()?;
     good(&scene.cgroup, "before")?;

@@ -1,4 +1,5 @@
-//! Programs that print the time in whole seconds, in every way that their language has, one in a line.
+//! Programs that print the time in every way that their language has, one in a line, with `CLOCK_MONOTONIC_RAW` before and
+//! after where they have that; in nanoseconds.
 
 /// In a thread and in a child as well.
 pub(super) const C: &str = r#"
@@ -9,15 +10,33 @@ pub(super) const C: &str = r#"
 #include <time.h>
 #include <unistd.h>
 
+static long raw(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC_RAW, &now);
+	return now.tv_sec * 1000000000L + now.tv_nsec;
+}
+
 static void *tell(void *unused)
 {
 	struct timespec fine, coarse;
 	struct timeval day;
+	long whole, at[5];
 
+	at[0] = raw();
 	clock_gettime(CLOCK_REALTIME, &fine);
+	at[1] = raw();
 	clock_gettime(CLOCK_REALTIME_COARSE, &coarse);
+	at[2] = raw();
 	gettimeofday(&day, NULL);
-	printf("%ld\n%ld\n%ld\n%ld\n", (long)fine.tv_sec, (long)coarse.tv_sec, (long)day.tv_sec, (long)time(NULL));
+	at[3] = raw();
+	whole = time(NULL);
+	at[4] = raw();
+	printf("realtime %ld%09ld %ld %ld\n", (long)fine.tv_sec, (long)fine.tv_nsec, at[0], at[1]);
+	printf("realtime_coarse %ld%09ld %ld %ld\n", (long)coarse.tv_sec, (long)coarse.tv_nsec, at[1], at[2]);
+	printf("gettimeofday %ld%06ld000 %ld %ld\n", (long)day.tv_sec, (long)day.tv_usec, at[2], at[3]);
+	printf("time %ld000000000 %ld %ld\n", whole, at[3], at[4]);
 	fflush(stdout);
 	return unused;
 }
@@ -41,10 +60,20 @@ int main(void)
 
 pub(super) const PYTHON: &str = "
 import datetime, time
-print(int(time.time()))
-print(int(time.clock_gettime(time.CLOCK_REALTIME)))
-print(int(datetime.datetime.now(datetime.timezone.utc).timestamp()))
-print(int(time.mktime(time.localtime())))
+def raw():
+    return time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
+def micro(now):
+    day = now.replace(tzinfo=datetime.timezone.utc) - datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
+    return day // datetime.timedelta(microseconds=1) * 1000
+for source, ask, ns in [
+    ('realtime', time.time_ns, int),
+    ('realtime', lambda: time.clock_gettime_ns(time.CLOCK_REALTIME), int),
+    ('gettimeofday', datetime.datetime.utcnow, micro),
+    ('time', lambda: time.mktime(time.localtime()), lambda now: int(now) * 1000000000),
+]:
+    ask()
+    before, now, after = raw(), ask(), raw()
+    print(source, ns(now), before, after)
 ";
 
 pub(super) const GO: &str = r#"
@@ -53,15 +82,29 @@ package main
 import (
 	"fmt"
 	"runtime"
+	"syscall"
 	"time"
+	"unsafe"
 )
 
+func raw() int64 {
+	var now syscall.Timespec
+	syscall.Syscall(syscall.SYS_CLOCK_GETTIME, 4, uintptr(unsafe.Pointer(&now)), 0)
+	return now.Nano()
+}
+
+func tell() string {
+	before := raw()
+	now := time.Now()
+	return fmt.Sprint("realtime ", now.UnixNano(), " ", before, " ", raw())
+}
+
 func main() {
-	fmt.Println(time.Now().Unix())
-	done := make(chan int64)
+	fmt.Println(tell())
+	done := make(chan string)
 	go func() {
 		runtime.LockOSThread()
-		done <- time.Now().Unix()
+		done <- tell()
 	}()
 	fmt.Println(<-done)
 }
@@ -70,8 +113,9 @@ func main() {
 pub(super) const JAVA: &str = r#"
 public class Tell {
 	public static void main(String[] words) {
-		System.out.println(System.currentTimeMillis() / 1000);
-		System.out.println(java.time.Instant.now().getEpochSecond());
+		System.out.println("gettimeofday " + System.currentTimeMillis() * 1000000);
+		java.time.Instant now = java.time.Instant.now();
+		System.out.println("realtime " + (now.getEpochSecond() * 1000000000 + now.getNano()));
 	}
 }
 "#;
