@@ -13,6 +13,7 @@ mod offset;
 mod processes;
 mod programs;
 mod scene;
+mod settling;
 mod shapes;
 mod starts;
 
@@ -30,6 +31,7 @@ pub(crate) const TESTS: &[&[Test]] = &[
     shapes::TESTS,
     leap::TESTS,
     monotonic::TESTS,
+    settling::TESTS,
     processes::TESTS,
     starts::TESTS,
     programs::TESTS,

@@ -14,12 +14,13 @@ use super::{
     call_args::{DenyOptions, FailCommand, SysCommand},
     slow::FileCommand,
     time::TimeCommand,
+    whom::WhomOptions,
 };
 use crate::{
     spec::{
-        Chance, Cut, Exclusion, FaultSpec, Glob, Impairments, Loss, NetSpec, Owner, Peer, Percent, PortRange,
+        Chance, Cut, Exclusion, FaultSpec, Glob, Impairments, Loss, NetSpec, Peer, Percent, PortRange,
         Profile, Protocol, Question, Ramp, RecordType, Selectors, Sides, parse_count, parse_duration,
-        parse_network, parse_pid, parse_whole,
+        parse_network, parse_whole,
     },
     target::Netns,
 };
@@ -225,18 +226,9 @@ pub(super) struct FaultOptions {
     /// Leave these alone: other hosts as for --peer, port:22, proto:icmp
     #[arg(long, visible_alias = "except", value_name = "WHAT")]
     exclude: Vec<Exclusion>,
-    /// Only packets of sockets made in this cgroup or below it: a path in the hierarchy, or of its folder
-    #[arg(long, value_name = "PATH", value_parser = NonEmptyStringValueParser::new())]
-    cgroup: Vec<String>,
-    /// Only packets of this systemd unit
-    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
-    unit: Vec<String>,
-    /// Only packets of this container (Docker, containerd, CRI-O, Podman, runc)
-    #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
-    container: Vec<String>,
-    /// Only packets of sockets that this process has, or makes, or those it begins
-    #[arg(long, value_name = "PID", value_parser = parse_pid, allow_hyphen_values = true)]
-    pid: Vec<u32>,
+    /// Whose sockets' packets.
+    #[command(flatten)]
+    whom: WhomOptions,
     /// Act on N matching packets at most, those after the skipped ones
     #[arg(long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     first: Option<u64>,
@@ -446,8 +438,7 @@ impl FaultOptions {
     /// Whether the options go with a cut.
     fn check_cut(&self, cut: Option<Cut>) -> Result<(), &'static str> {
         let Some(cut) = cut else { return Ok(()) };
-        let Self { peer, direction, proto, from, sport, cgroup, unit, container, pid, .. } = self;
-        let aimed = !(cgroup.is_empty() && unit.is_empty() && container.is_empty() && pid.is_empty());
+        let Self { peer, direction, proto, from, sport, whom, .. } = self;
         let tcp_alone = proto.iter().all(|proto| *proto == Protocol::Tcp);
         match cut {
             Cut::Partition if peer.is_empty() => {
@@ -456,7 +447,7 @@ impl FaultOptions {
             Cut::Reset | Cut::Timeout if !tcp_alone => {
                 Err("reset and timeout are of TCP connections: leave --proto out")
             }
-            Cut::Refuse(_) if !aimed => {
+            Cut::Refuse(_) if whom.is_empty() => {
                 Err("refuse needs to know whose connect() fails: --cgroup, --unit, --container or --pid")
             }
             Cut::Refuse(_) if direction.is_some() || !from.is_empty() || !sport.is_empty() => Err(
@@ -468,11 +459,8 @@ impl FaultOptions {
 
     /// Which packets.
     fn selectors(self) -> Selectors {
-        let Self { to, from, port, sport, proto, cgroup, unit, container, pid, peer, exclude, .. } = self;
-        let owners = cgroup.into_iter().map(Owner::Cgroup);
-        let owners = owners.chain(unit.into_iter().map(Owner::Unit));
-        let owners = owners.chain(container.into_iter().map(Owner::Container));
-        let owners = owners.chain(pid.into_iter().map(Owner::Process)).collect();
+        let Self { to, from, port, sport, proto, whom, peer, exclude, .. } = self;
+        let owners = whom.owners();
         Selectors { to, from, port, sport, proto, owners, peers: peer, excluded: exclude, question: None }
     }
 }

@@ -6,17 +6,17 @@ use chaos_ebpf::{
     abi::Window,
     call::{ARGUMENTS, Argument},
 };
-use clap::{Args, CommandFactory, Subcommand, builder::NonEmptyStringValueParser, error::ErrorKind};
+use clap::{Args, CommandFactory, Subcommand, error::ErrorKind};
 use nix::errno::Errno;
 use syscalls::Sysno;
 
-use super::args::Cli;
+use super::{args::Cli, whom::WhomOptions};
 use crate::{
     kernel::{hook::takes_fd, mechanism::Mechanism},
     spec::{
         Action, CallFault, CallMatch, CallSpec, Calls, DeviceSpec, Family, Invalid, NameSpec, Op, OpenFlags,
-        Owner, PathSpec, Percent, UserSpec, parse_argument, parse_calls, parse_count, parse_duration,
-        parse_errno, parse_pid, parse_whole,
+        PathSpec, Percent, UserSpec, parse_argument, parse_calls, parse_count, parse_duration, parse_errno,
+        parse_whole,
     },
 };
 
@@ -142,18 +142,9 @@ pub(super) struct CallOptions {
     /// Only of files that were opened with all of these: O_DIRECT,O_SYNC
     #[arg(long, value_name = "FLAG[,FLAG]...")]
     open_flags: Option<OpenFlags>,
-    /// Only by this process, its threads, and those it begins
-    #[arg(long, value_name = "PID", value_parser = parse_pid, allow_hyphen_values = true)]
-    pid: Vec<u32>,
-    /// Only by processes in this cgroup or below it: a path in the hierarchy, or of its folder
-    #[arg(long, value_name = "PATH", value_parser = NonEmptyStringValueParser::new())]
-    cgroup: Vec<String>,
-    /// Only by this systemd unit
-    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
-    unit: Vec<String>,
-    /// Only by this container (Docker, containerd, CRI-O, Podman, runc)
-    #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
-    container: Vec<String>,
+    /// Whose calls.
+    #[command(flatten)]
+    whom: WhomOptions,
     /// Only by threads of this name, as `ps -o comm` shows it
     #[arg(long, value_name = "NAME")]
     comm: Vec<NameSpec>,
@@ -330,12 +321,8 @@ impl CallOptions {
         if self.percent == Percent::NONE {
             return Err(invalid("invalid value '0%' for '--percent': nothing would ever be hit"));
         }
-        let owners = self.cgroup.into_iter().map(Owner::Cgroup);
-        let owners = owners.chain(self.unit.into_iter().map(Owner::Unit));
-        let owners = owners.chain(self.container.into_iter().map(Owner::Container));
-        let owners = owners.chain(self.pid.into_iter().map(Owner::Process)).collect();
         let matches = CallMatch {
-            owners,
+            owners: self.whom.owners(),
             everything: self.everything,
             paths: self.path,
             file_systems: self.fstype,

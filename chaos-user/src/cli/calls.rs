@@ -4,14 +4,14 @@ use super::{
     CliError, Code,
     call_args::Typed,
     net::{draw_seed, inject, require_root},
-    report,
+    owners, report,
 };
 use crate::{
     fault::{
         CallRule, CallTables, CgroupId, Wanted,
         call::{SHORT_WAIT, check_wait},
     },
-    session::{self, CallPlan, Prepared, Signals},
+    session::{CallPlan, Prepared, Signals},
     spec::{CallFault, CallMatch, NameSpec, UserSpec},
     target::{Cgroup, CgroupError, Places, Target, device_number},
 };
@@ -33,7 +33,7 @@ pub(super) fn run(typed: Typed) -> Result<Code, CliError> {
     require_root()?;
     let signals = Signals::take()?;
     if !run.plan {
-        session::sweep()?;
+        owners::sweep_first(true)?;
     }
     let mut targets = Vec::new();
     let mut rules = Vec::new();

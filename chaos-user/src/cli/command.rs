@@ -4,6 +4,7 @@ use std::{
     ffi::{CString, OsString},
     fs::File,
     io::{self, Read, Write},
+    mem,
     os::{fd::OwnedFd, unix::ffi::OsStringExt},
 };
 
@@ -25,6 +26,7 @@ const NOT_EXECUTED: i32 = 126;
 pub(super) struct Held {
     pid: Pid,
     go: Option<File>,
+    is_told: bool,
 }
 
 impl Held {
@@ -32,10 +34,15 @@ impl Held {
     pub(super) fn begin(words: &[OsString]) -> io::Result<Self> {
         let words: Vec<_> =
             words.iter().map(|word| CString::new(word.clone().into_vec())).collect::<Result<_, _>>()?;
+        // Whoever ignores it is told by nobody that a child has ended, and so may have been who started us.
+        // SAFETY: the default does not run any code of ours.
+        unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
         let (read, write) = pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
         // SAFETY: there is no other thread that could hold a lock for ever in the child.
         match unsafe { fork() }? {
-            ForkResult::Parent { child } => Ok(Self { pid: child, go: Some(File::from(write)) }),
+            ForkResult::Parent { child } => {
+                Ok(Self { pid: child, go: Some(File::from(write)), is_told: false })
+            }
             ForkResult::Child => {
                 drop(write);
                 become_program(read, &words)
@@ -52,10 +59,17 @@ impl Held {
         self.go.take().map_or(Ok(()), |mut go| go.write_all(b"!"))
     }
 
-    /// Tells it what we were told.
-    pub(super) fn signal(&self, signal: Signal) {
-        // It may have ended by itself.
-        let _ = kill(self.pid, signal);
+    /// Tells it what we were told, once.
+    pub(super) fn tell(&mut self, signal: Signal) {
+        if !mem::replace(&mut self.is_told, true) {
+            // It may have ended by itself.
+            let _ = kill(self.pid, signal);
+        }
+    }
+
+    /// Whether it was let go.
+    pub(super) fn has_begun(&self) -> bool {
+        self.go.is_none()
     }
 
     /// Its exit code, once it has ended; 128 and the signal's number if that was what ended it.

@@ -4,11 +4,8 @@ use std::io::{self, Write};
 
 use chaos_ebpf::abi::Direction;
 
-use super::{CliError, Code};
-use crate::{
-    kernel::probe::{self, FaultSupport, Finding, Report, State},
-    session,
-};
+use super::{CliError, Code, owners};
+use crate::kernel::probe::{self, FaultSupport, Finding, Report, State};
 
 /// Width of the longest mechanism's name.
 const NAME: usize = 17;
@@ -19,7 +16,7 @@ const STATE: usize = 7;
 pub(super) fn run(json: bool) -> Result<Code, CliError> {
     // Without root nothing can be swept, and the report says what else cannot be done.
     if nix::unistd::geteuid().is_root() {
-        session::sweep()?;
+        owners::sweep_first(false)?;
     }
     let report = probe::run();
     let mut out = io::stdout().lock();

@@ -13,6 +13,7 @@ mod profile;
 mod report;
 mod slow;
 mod time;
+mod whom;
 
 use std::{ffi::OsString, process::ExitCode};
 

@@ -12,14 +12,16 @@ use chaos_ebpf::abi::Direction;
 use super::{
     CliError, Code,
     args::RunOptions,
-    report::{self, Manner, Reporter},
+    command::Held,
+    owners,
+    report::{self, Reporter},
 };
 use crate::{
     fault::{
         self, CgroupId,
         net::{self, Addresses, Found},
     },
-    session::{self, Armed, Ending, Plan, Prepared, RunReport, SessionError, Signals, watch},
+    session::{Armed, Ending, Plan, Prepared, RunReport, SessionError, Signals, watch},
     spec::{Exclusion, FaultSpec, NetSpec, Owner, Selectors},
     target::{
         Cgroup, CgroupError, Device, DeviceError, Home, Names, Netns, Protected, Target, addresses,
@@ -36,7 +38,7 @@ pub(super) fn run(first: FaultSpec, further: Vec<FaultSpec>, options: &RunOption
     require_root()?;
     let signals = Signals::take()?;
     if !options.plan {
-        session::sweep()?;
+        owners::sweep_first(true)?;
     }
     let targets = targets(&spec)?;
     let network = network(&spec, &targets)?;
@@ -68,28 +70,27 @@ pub(super) fn inject(
     names: Option<&Names>,
     json: bool,
 ) -> Result<Code, CliError> {
-    let manner = Manner { json, has_command: false };
-    Ok(inject_until(prepared, signals, names, manner, || Ok(()))?.0)
+    Ok(inject_under(prepared, signals, names, json, None)?.0)
 }
 
-/// The same, with something to be done once it acts; says what ended it as well.
-pub(super) fn inject_until(
+/// The same, with a program that begins once it acts; says what ended it as well.
+pub(super) fn inject_under(
     prepared: Prepared,
     signals: &Signals,
     names: Option<&Names>,
-    manner: Manner,
-    begin: impl FnOnce() -> io::Result<()>,
+    json: bool,
+    command: Option<&mut Held>,
 ) -> Result<(Code, Ending), CliError> {
-    let mut reporter = Reporter::new(manner);
+    let has_command = command.is_some();
+    let mut reporter = Reporter::new(json, command);
     // Whatever fails from here on, the fault is ended in order and that is what is reported.
     let (ending, report) = match reporter.prepared(&prepared).and_then(|()| signals.next()) {
-        Ok(None) => watched(prepared.arm()?, signals, names, &mut reporter, begin)?,
+        Ok(None) => watched(prepared.arm()?, signals, names, &mut reporter)?,
         Ok(Some(signal)) => (Ending::Signal(signal), prepared.end()?),
         Err(_) => (Ending::Unheard, prepared.end()?),
     };
     let fired = report.rules.iter().any(|rule| rule.fired.packets > 0);
-    let ending =
-        if manner.has_command && ending == Ending::TargetGone { Ending::CommandEnded } else { ending };
+    let ending = if has_command && ending == Ending::TargetGone { Ending::CommandEnded } else { ending };
     let code = code(ending, fired);
     reporter.ended(ending, &report, code)?;
     Ok((code, ending))
@@ -168,10 +169,9 @@ fn watched(
     mut armed: Armed,
     signals: &Signals,
     names: Option<&Names>,
-    reporter: &mut Reporter,
-    begin: impl FnOnce() -> io::Result<()>,
+    reporter: &mut Reporter<'_>,
 ) -> Result<(Ending, RunReport), CliError> {
-    let ending = match reporter.armed(&armed).and_then(|()| begin()) {
+    let ending = match reporter.armed(&armed) {
         Ok(()) => watch(&mut armed, signals, names, reporter),
         Err(_) => Ok(Ending::Unheard),
     };

@@ -4,13 +4,17 @@ use std::io::{self, Write};
 
 use serde_json::json;
 
-use super::{CliError, Code, net::require_root, report::counted};
+use super::{
+    CliError, Code,
+    net::require_root,
+    report::{counted, rounded},
+};
 use crate::session::{self, Live, Record, live};
 
 /// Lists the faults of all owners.
 pub(super) fn ps(json: bool) -> Result<Code, CliError> {
     require_root()?;
-    session::sweep()?;
+    sweep_first(false)?;
     let faults = live()?;
     let mut out = io::stdout().lock();
     if !json {
@@ -92,7 +96,7 @@ fn rows(fault: &Live, out: &mut impl Write) -> io::Result<()> {
 /// Ends the named faults, or all.
 pub(super) fn stop(ids: &[String], all: bool) -> Result<Code, CliError> {
     require_root()?;
-    session::sweep()?;
+    sweep_first(false)?;
     let records = Record::all()?;
     let unknown = ids.iter().find(|id| !records.iter().any(|record| record.id == **id));
     if let Some(id) = unknown {
@@ -100,7 +104,12 @@ pub(super) fn stop(ids: &[String], all: bool) -> Result<Code, CliError> {
     }
     let mut out = io::stdout().lock();
     for record in records.iter().filter(|record| all || ids.contains(&record.id)) {
-        session::stop(record)?;
+        session::stop(record, |time| {
+            let (id, time) = (&record.id, humantime::format_duration(rounded(time)));
+            eprintln!(
+                "faultline: clocks of {id} become right within {time}; another `faultline stop {id}` has them jump"
+            );
+        })?;
         writeln!(out, "stopped {}; nothing of it is left", record.id)?;
     }
     Ok(Code::Success)
@@ -113,16 +122,32 @@ pub(super) fn guard(id: &str) -> Result<Code, CliError> {
     Ok(Code::Success)
 }
 
+/// Clears away what dead owners have left, before anything else is done. What cannot be is told; beside what may still
+/// hurt nothing new begins.
+pub(super) fn sweep_first(begins: bool) -> Result<(), CliError> {
+    for left in session::sweep()?.left {
+        if begins && !left.is_inert {
+            return Err(left.error.into());
+        }
+        eprintln!("faultline: of {}, whose owner is gone, something is left: {}", left.id, left.error);
+    }
+    Ok(())
+}
+
 /// Clears away what dead owners have left.
 pub(super) fn sweep() -> Result<Code, CliError> {
     require_root()?;
-    let swept = session::sweep()?;
+    let mut swept = session::sweep()?;
     let mut out = io::stdout().lock();
     for id in &swept.removed {
         writeln!(out, "removed the record of {id}, whose owner is gone; nothing of it is attached")?;
     }
-    if swept.removed.is_empty() {
+    if swept.removed.is_empty() && swept.left.is_empty() {
         writeln!(out, "nothing to sweep")?;
     }
-    Ok(Code::Success)
+    let Some(last) = swept.left.pop() else { return Ok(Code::Success) };
+    for left in swept.left {
+        eprintln!("faultline: {}: {}", left.id, left.error);
+    }
+    Err(last.error.into())
 }

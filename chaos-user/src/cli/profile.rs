@@ -7,10 +7,10 @@ use std::{
 
 use chaos_ebpf::abi::Direction;
 
-use super::{CliError, Code, args::ProfileCommand, net::require_root};
+use super::{CliError, Code, args::ProfileCommand, net::require_root, owners};
 use crate::{
     kernel::peers::Applied,
-    session::{self, ProfileRun, Record},
+    session::{ProfileRun, Record},
     spec::{BUILT_IN, Profile},
 };
 
@@ -46,7 +46,7 @@ fn apply(file: &str, id: Option<&str>) -> Result<Code, CliError> {
     // All of it is read and checked before anything is changed.
     let profile = Profile::load(file).map_err(CliError::Profile)?;
     require_root()?;
-    session::sweep()?;
+    owners::sweep_first(true)?;
     let records = Record::all()?;
     if let Some(id) = id.filter(|id| !records.iter().any(|record| record.id == **id)) {
         return Err(CliError::UnknownFault(id.into()));

@@ -11,7 +11,7 @@ use chaos_ebpf::abi::{Count, Direction};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Code, interval::wilson};
+use super::{Code, command::Held, interval::wilson};
 use crate::{
     kernel::{counters::Effects, mechanism::Mechanism},
     session::{Armed, Ending, HookRecord, LEASE, Observer, Prepared, RuleReport, RunReport},
@@ -28,35 +28,21 @@ pub(super) fn preview(preview: &(impl Serialize + Display), json: bool) -> io::R
     writeln!(out, "{object}")
 }
 
-/// How a run is told of.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Manner {
-    /// As one JSON object a line.
-    pub(super) json: bool,
-    /// It is about a program that was started for it, whose output is not to be mixed with ours.
-    pub(super) has_command: bool,
-}
-
-/// Prints a run.
+/// Prints a run, and tells the program that was started for it, if there is one.
 #[derive(Debug)]
-pub(super) struct Reporter {
+pub(super) struct Reporter<'a> {
     json: bool,
-    has_command: bool,
+    /// Its output is not to be mixed with ours.
+    command: Option<&'a mut Held>,
     /// Progress is written over itself on a terminal and a line a second elsewhere.
     terminal: bool,
     stdout: io::Stdout,
     id: String,
 }
 
-impl Reporter {
-    pub(super) fn new(Manner { json, has_command }: Manner) -> Self {
-        Self {
-            json,
-            has_command,
-            terminal: io::stderr().is_terminal(),
-            stdout: io::stdout(),
-            id: String::new(),
-        }
+impl<'a> Reporter<'a> {
+    pub(super) fn new(json: bool, command: Option<&'a mut Held>) -> Self {
+        Self { json, command, terminal: io::stderr().is_terminal(), stdout: io::stdout(), id: String::new() }
     }
 
     fn line(&self, event: &str, facts: Value) -> io::Result<()> {
@@ -88,7 +74,7 @@ impl Reporter {
                 }),
             );
         }
-        if self.has_command {
+        if self.command.is_some() {
             return Ok(());
         }
         let mut out = io::stdout().lock();
@@ -116,12 +102,15 @@ impl Reporter {
         Ok(())
     }
 
-    pub(super) fn armed(&self, armed: &Armed) -> io::Result<()> {
+    pub(super) fn armed(&mut self, armed: &Armed) -> io::Result<()> {
         let (_, left) = armed.time();
         if self.json {
-            return self.line("armed", json!({ "at_ns": armed.since(), "remaining_s": seconds(left) }));
+            self.line("armed", json!({ "at_ns": armed.since(), "remaining_s": seconds(left) }))?;
         }
-        if self.has_command {
+        if let Some(command) = &mut self.command {
+            return command.go();
+        }
+        if self.json {
             return Ok(());
         }
         let mut out = io::stdout().lock();
@@ -150,7 +139,7 @@ impl Reporter {
             return self.line("summary", facts);
         }
         self.clear_progress()?;
-        if self.has_command {
+        if self.command.is_some() {
             return remarks.iter().try_for_each(|remark| writeln!(io::stderr(), "faultline: {remark}"));
         }
         let mut out = io::stdout().lock();
@@ -222,8 +211,11 @@ impl Reporter {
     }
 }
 
-impl Observer for Reporter {
-    fn settling(&mut self, time: Duration) -> io::Result<()> {
+impl Observer for Reporter<'_> {
+    fn settling(&mut self, ending: Ending, time: Duration) -> io::Result<()> {
+        if let (Ending::Signal(signal), Some(command)) = (ending, &mut self.command) {
+            command.tell(signal);
+        }
         if self.json {
             return self.line("settling", json!({ "seconds": time.as_secs_f64() }));
         }
@@ -250,7 +242,7 @@ impl Observer for Reporter {
             });
             return self.line("progress", facts);
         }
-        if self.has_command {
+        if self.command.is_some() {
             return Ok(());
         }
         let time = match left {
@@ -391,7 +383,7 @@ fn seconds(duration: Option<Duration>) -> Option<f64> {
 }
 
 /// To milliseconds below a second and to seconds above, upwards.
-fn rounded(duration: Duration) -> Duration {
+pub(super) fn rounded(duration: Duration) -> Duration {
     match duration.as_micros().div_ceil(1000) as u64 {
         short @ 0..1000 => Duration::from_millis(short),
         long => Duration::from_secs(long.div_ceil(1000)),

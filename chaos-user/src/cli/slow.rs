@@ -2,19 +2,20 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use clap::{Args, CommandFactory, Subcommand, builder::NonEmptyStringValueParser, error::ErrorKind};
+use clap::{Args, CommandFactory, Subcommand, error::ErrorKind};
 
 use super::{
     CliError, Code,
     args::Cli,
     call_args::IoCommand,
     net::{inject, require_root},
-    report,
+    owners, report,
+    whom::GroupOptions,
 };
 use crate::{
     kernel::throttle::BlockDevice,
-    session::{self, Prepared, Signals, SlowPlan, SlowRule},
-    spec::{DeviceSpec, Owner, PathSpec, SlowOp, SlowSpec, Speed, parse_duration},
+    session::{Prepared, Signals, SlowPlan, SlowRule},
+    spec::{DeviceSpec, PathSpec, SlowOp, SlowSpec, Speed, parse_duration},
     target::{Cgroup, CgroupError, PlaceError, Target, device_number, devices_of, disk},
 };
 
@@ -48,15 +49,9 @@ pub(super) struct SlowOptions {
     /// The device that the file system of this file or directory is on, as the target sees it
     #[arg(long, value_name = "PATH")]
     path: Vec<PathSpec>,
-    /// Who: this cgroup with those below it, by its path in the hierarchy, or of its folder
-    #[arg(long, value_name = "PATH", value_parser = NonEmptyStringValueParser::new())]
-    cgroup: Vec<String>,
-    /// This systemd unit
-    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
-    unit: Vec<String>,
-    /// This container (Docker, containerd, CRI-O, Podman, runc)
-    #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
-    container: Vec<String>,
+    /// Who.
+    #[command(flatten)]
+    whom: GroupOptions,
     /// What cannot be, to say so.
     #[arg(long, hide = true, value_name = "PID")]
     pid: Vec<String>,
@@ -83,9 +78,7 @@ impl SlowOptions {
             return Err(invalid("--path: a limit is of a whole device; write a file or a directory on it"));
         }
         let speed = Speed::parse(&self.words).map_err(|error| invalid(&error.to_string()))?;
-        let owners = self.cgroup.into_iter().map(Owner::Cgroup);
-        let owners = owners.chain(self.unit.into_iter().map(Owner::Unit));
-        let owners = owners.chain(self.container.into_iter().map(Owner::Container)).collect();
+        let owners = self.whom.owners();
         let Self { ops, dev_block: devices, path: paths, duration, .. } = self;
         Ok(SlowSpec { speed, ops, owners, devices, paths, duration })
     }
@@ -101,7 +94,7 @@ pub(super) fn run(options: SlowOptions) -> Result<Code, CliError> {
     require_root()?;
     let signals = Signals::take()?;
     if !plan {
-        session::sweep()?;
+        owners::sweep_first(true)?;
     }
     let found = look_up(&spec)?;
     if plan {

@@ -2,24 +2,22 @@
 
 use std::{collections::BTreeSet, ffi::OsString, time::Duration};
 
-use clap::{
-    ArgGroup, Args, CommandFactory, Subcommand, builder::NonEmptyStringValueParser, error::ErrorKind,
-};
+use clap::{ArgGroup, Args, CommandFactory, Subcommand, error::ErrorKind};
 
 use super::{
     CliError, Code,
     args::Cli,
     command::Held,
-    net::{inject_until, require_root},
-    report::{self, Manner},
+    net::{inject, inject_under, require_root},
+    owners, report,
+    whom::WhomOptions,
 };
 use crate::{
     fault::{CallTables, CgroupId, Wanted},
     kernel::mechanism::Mechanism,
-    session::{self, Ending, Prepared, Signals, SkewPlan},
+    session::{Ending, Prepared, Signals, SkewPlan},
     spec::{
         Clock, Invalid, Leap, Offset, Owner, Skew, SkewSpec, Slope, Strobe, parse_duration, parse_period,
-        parse_pid,
     },
     target::{Cgroup, CgroupError, Target},
 };
@@ -63,18 +61,9 @@ pub(super) struct SkewOptions {
     /// Let monotonic clocks go backwards
     #[arg(long)]
     allow_backwards_monotonic: bool,
-    /// Of this process, its threads, and those it begins
-    #[arg(long, value_name = "PID", value_parser = parse_pid, allow_hyphen_values = true)]
-    pid: Vec<u32>,
-    /// Of processes in this cgroup or below it: a path in the hierarchy, or of its folder
-    #[arg(long, value_name = "PATH", value_parser = NonEmptyStringValueParser::new())]
-    cgroup: Vec<String>,
-    /// Of this systemd unit
-    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
-    unit: Vec<String>,
-    /// Of this container (Docker, containerd, CRI-O, Podman, runc)
-    #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
-    container: Vec<String>,
+    /// Whose.
+    #[command(flatten)]
+    whom: WhomOptions,
     /// How long, such as 30s, 5m or 1h30m; until interrupted, or the command ends, if not given
     #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration, allow_hyphen_values = true)]
     duration: Option<Duration>,
@@ -102,10 +91,6 @@ fn parse_mechanism(text: &str) -> Result<Mechanism, Invalid> {
 
 impl SkewOptions {
     fn spec(&self) -> Result<SkewSpec, clap::Error> {
-        let owners = self.pid.iter().copied().map(Owner::Process);
-        let owners = owners.chain(self.cgroup.iter().cloned().map(Owner::Cgroup));
-        let owners = owners.chain(self.unit.iter().cloned().map(Owner::Unit));
-        let owners = owners.chain(self.container.iter().cloned().map(Owner::Container)).collect();
         let still = self.freeze.then_some(Slope::STILL);
         let skew = Skew {
             offset: self.offset.unwrap_or_default(),
@@ -119,7 +104,7 @@ impl SkewOptions {
             skew,
             clocks: clocks.into_iter().collect(),
             allow_backwards: self.allow_backwards_monotonic,
-            owners,
+            owners: self.whom.clone().owners(),
             duration: self.duration,
             by: self.by,
         };
@@ -138,7 +123,7 @@ pub(super) fn run(options: SkewOptions) -> Result<Code, CliError> {
     require_root()?;
     let signals = Signals::take()?;
     if !options.plan {
-        session::sweep()?;
+        owners::sweep_first(true)?;
     }
     let command = if options.command.is_empty() || options.plan {
         None
@@ -152,16 +137,22 @@ pub(super) fn run(options: SkewOptions) -> Result<Code, CliError> {
         report::preview(&plan.preview()?, options.json)?;
         return Ok(Code::Success);
     }
-    let manner = Manner { json: options.json, has_command: command.is_some() };
     let prepared = Prepared::of_skew(plan)?;
     let Some(mut command) = command else {
-        return Ok(inject_until(prepared, &signals, None, manner, || Ok(()))?.0);
+        return inject(prepared, &signals, None, options.json);
     };
-    let (code, ending) = inject_until(prepared, &signals, None, manner, || command.go())?;
-    if let Ending::Signal(signal) = ending {
-        command.signal(signal);
+    let injected = inject_under(prepared, &signals, None, options.json, Some(&mut command));
+    match injected {
+        Ok((_, Ending::Signal(signal))) => command.tell(signal),
+        Err(_) if command.has_begun() => {
+            eprintln!("faultline: the fault has ended by an error; the command goes on with right clocks");
+        }
+        _ => {}
     }
-    match (code, command.wait()?) {
+    // Whatever became of the fault, it is not left alone.
+    let status = command.wait()?;
+    let (code, ending) = injected?;
+    match (code, status) {
         // What was asked for was had: the command's word is the last.
         (Code::Success | Code::Interrupted | Code::Inconclusive, status) => Ok(Code::OfCommand(status)),
         (_, status) if ending == Ending::Unheard => Ok(Code::OfCommand(status)),

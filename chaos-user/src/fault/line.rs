@@ -125,6 +125,15 @@ impl Lines {
         self.settling || self.ways.iter().flatten().any(|way| way.course.changes())
     }
 
+    /// Whether a clock that must not jump has been told of a change that is still to come.
+    #[must_use]
+    pub fn bend(&self, now: &Readings) -> bool {
+        let bends = |(way, now): (&Option<Way>, &u64)| {
+            way.as_ref().is_some_and(|way| way.keeps_order && way.line.is_bent_after(*now))
+        };
+        self.ways.iter().zip(now).any(bends)
+    }
+
     /// Goes on to what the clocks tell now, that many nanoseconds after they began to be wrong.
     pub fn go_on(&mut self, now: &Readings, elapsed: u64) {
         for (way, now) in self.ways.iter_mut().zip(now) {

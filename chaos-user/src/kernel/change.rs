@@ -64,6 +64,15 @@ impl Change {
         !matches!(self, Self::Throttle(_) | Self::Vdso(_))
     }
 
+    /// Whether it does nothing where it could not be taken back: an attempt has made it so.
+    #[must_use]
+    pub fn is_inert_alone(&self) -> bool {
+        match self {
+            Self::Vdso(_) => true,
+            Self::Filter { .. } | Self::Clsact { .. } | Self::Features { .. } | Self::Throttle(_) => false,
+        }
+    }
+
     /// Takes it back. What is gone, or was never made, is no error.
     ///
     /// # Errors

@@ -119,6 +119,11 @@ pub enum Entry {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         counted: Vec<Tally>,
     },
+    /// It has ended but for what becomes right by and by.
+    Settling {
+        /// How long that takes at about, in nanoseconds.
+        for_ns: u64,
+    },
 }
 
 /// Who does what.

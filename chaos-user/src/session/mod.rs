@@ -40,7 +40,7 @@ pub use record::Record;
 pub use report::{RuleReport, RunReport};
 pub use skew::{SkewPlan, SkewPreview};
 pub use slow::{SlowPlan, SlowPreview, SlowRule};
-pub use sweep::{SweepError, Swept, stop, sweep};
+pub use sweep::{Left, SweepError, Swept, stop, sweep};
 pub use verify::Dirty;
 pub use watch::{Ending, Observer, Signals, watch};
 

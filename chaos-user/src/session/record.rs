@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     io::{self, BufRead, BufReader},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use nix::{
@@ -119,6 +120,15 @@ impl Record {
     pub fn until(&self) -> Option<u64> {
         self.entries.iter().find_map(|entry| match entry {
             Entry::Armed { until_ns, .. } => *until_ns,
+            _ => None,
+        })
+    }
+
+    /// How long it takes at about until what is asked to end has become right by and by, if it does.
+    #[must_use]
+    pub fn settling(&self) -> Option<Duration> {
+        self.entries.iter().find_map(|entry| match entry {
+            Entry::Settling { for_ns } => Some(Duration::from_nanos(*for_ns)),
             _ => None,
         })
     }

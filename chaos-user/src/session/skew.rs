@@ -67,6 +67,8 @@ pub(super) struct SkewRun {
     armed: bool,
     since: u64,
     looked: Instant,
+    /// Whether a clock that must not jump is just being told where its way changes.
+    bends: bool,
     kind: Kind,
     patch: Patch,
     /// The turn of the blocks that the programs have.
@@ -126,6 +128,7 @@ impl SkewRun {
             armed: false,
             since: 0,
             looked: Instant::now(),
+            bends: false,
             kind,
             patch,
             turn: 0,
@@ -184,6 +187,7 @@ impl SkewRun {
         let elapsed = clock::exact().saturating_sub(self.since);
         let Some(lines) = &mut self.lines else { return Ok(()) };
         lines.go_on(&now, elapsed);
+        self.bends = lines.bend(&now);
         let mut window = LEASE.as_nanos() as u64;
         if let Some(duration) =
             self.plan.spec.duration.filter(|_| !lines.is_settling() && !lines.keep_order())
@@ -303,7 +307,7 @@ impl Run for SkewRun {
     }
 
     fn is_ramped(&self) -> bool {
-        self.lines.as_ref().is_some_and(Lines::change)
+        self.bends || self.lines.as_ref().is_some_and(Lines::change)
     }
 
     fn ramp(&mut self, _elapsed: Duration) -> kernel::Result<()> {
@@ -320,9 +324,10 @@ impl Run for SkewRun {
         self.lines.as_ref().is_none_or(Lines::are_settled)
     }
 
-    /// Who came to be without the programs' having told, by joining a cgroup or by a fork.
+    /// Who came to be without the programs' having told, by joining a cgroup or by a fork. A child has what its parent had
+    /// when it was forked, and must know of a change before that comes.
     fn forget_the_dead(&mut self) -> kernel::Result<()> {
-        if self.looked.elapsed() < LOOK {
+        if !self.bends && self.looked.elapsed() < LOOK {
             return Ok(());
         }
         self.look()

@@ -8,6 +8,7 @@ use std::{
 use nix::sys::signal::Signal;
 
 use super::{Begun, JournalError, Record, undo, verify, verify::Dirty};
+use crate::kernel::change::Change;
 
 /// How long an owner that was asked to end may take before it is killed; killing it ends the fault as well.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -20,10 +21,23 @@ const WRITING: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// What a sweep found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Swept {
     /// Ids of the dead owners' records that were cleared away.
     pub removed: Vec<String>,
+    /// What could not be.
+    pub left: Vec<Left>,
+}
+
+/// What a dead owner has left, and that could not be cleared away.
+#[derive(Debug)]
+pub struct Left {
+    /// The id of its record, which stays.
+    pub id: String,
+    /// Why.
+    pub error: SweepError,
+    /// Whether it does nothing more wherever it is.
+    pub is_inert: bool,
 }
 
 /// A fault that could not be ended.
@@ -69,16 +83,21 @@ pub enum SweepError {
     },
 }
 
-/// Clears away what dead owners have left.
+/// Clears away what dead owners have left: all of it that can be, whatever becomes of one.
 ///
 /// # Errors
 ///
-/// [`SweepError`] if the journal cannot be read or changed, or something of a dead owner is still attached.
+/// If the journal cannot be read.
 pub fn sweep() -> Result<Swept, SweepError> {
     let mut swept = Swept::default();
     for record in Record::all()?.into_iter().filter(|record| !record.alive) {
-        clear(&record)?;
-        swept.removed.push(record.id);
+        match clear(&record) {
+            Ok(()) => swept.removed.push(record.id),
+            Err(error) => {
+                let is_inert = record.changes().iter().all(Change::is_inert_alone);
+                swept.left.push(Left { id: record.id, error, is_inert });
+            }
+        }
     }
     Ok(swept)
 }
@@ -95,12 +114,12 @@ fn clear(record: &Record) -> Result<(), SweepError> {
 }
 
 /// Asks the owner to end its fault and waits until nothing of it is left. An owner that does not answer is
-/// killed, which ends the fault as surely.
+/// killed, which ends the fault as surely. If what it did becomes right by and by, that is told, and waited for.
 ///
 /// # Errors
 ///
 /// [`SweepError`].
-pub fn stop(record: &Record) -> Result<(), SweepError> {
+pub fn stop(record: &Record, on_settling: impl FnOnce(Duration)) -> Result<(), SweepError> {
     let Some(record) = written(record)? else { return Ok(()) };
     let Some(begun) = record.begun() else { return clear(&record) };
     let pid = begun.owner.pid;
@@ -113,7 +132,13 @@ pub fn stop(record: &Record) -> Result<(), SweepError> {
         signal(Signal::SIGTERM)?;
         // One that was stopped does not hear it before it goes on.
         signal(Signal::SIGCONT)?;
-        if !handle.wait(PATIENCE).map_err(owner("poll"))? {
+        let mut is_over = handle.wait(PATIENCE).map_err(owner("poll"))?;
+        if !is_over && let Some(settling) = record.again()?.and_then(|record| record.settling()) {
+            // It does what it was asked to; whoever asks it again has it end at once.
+            on_settling(settling);
+            is_over = handle.wait(settling * 2).map_err(owner("poll"))?;
+        }
+        if !is_over {
             signal(Signal::SIGKILL)?;
             if !handle.wait(KILL).map_err(owner("poll"))? {
                 return Err(SweepError::Stuck { id: record.id.clone(), pid });

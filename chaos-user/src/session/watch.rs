@@ -15,7 +15,7 @@ use nix::{
     },
 };
 
-use super::{Armed, Lapsed, RENEWAL, RunReport, SessionError};
+use super::{Armed, Entry, Lapsed, RENEWAL, RunReport, SessionError};
 use crate::{
     kernel::{self, clock},
     target::{Names, Target},
@@ -59,12 +59,12 @@ pub trait Observer {
     /// If it cannot be told.
     fn progress(&mut self, armed: &Armed, report: &RunReport) -> io::Result<()>;
 
-    /// It has ended but for what has to become right by and by, which takes about this long.
+    /// It has ended so but for what has to become right by and by, which takes about this long.
     ///
     /// # Errors
     ///
     /// If it cannot be told.
-    fn settling(&mut self, time: Duration) -> io::Result<()>;
+    fn settling(&mut self, ending: Ending, time: Duration) -> io::Result<()>;
 
     /// Where it tells; the fault ends when nobody reads there any more.
     fn output(&self) -> BorrowedFd<'_>;
@@ -101,12 +101,12 @@ impl Signals {
     }
 
     /// Waits for one of them or for the reader of `output` to leave, at most this long.
-    fn wait(&self, output: BorrowedFd<'_>, longest: Duration) -> io::Result<Option<Ending>> {
+    fn wait(&self, output: Option<BorrowedFd<'_>>, longest: Duration) -> io::Result<Option<Ending>> {
         // Rounded up: a wait that ends too soon would spin until its time has come.
         let milliseconds = u16::try_from(longest.as_micros().div_ceil(1000)).unwrap_or(u16::MAX);
         // Nothing is asked of the output: that its other end is closed is said unasked.
-        let mut watched =
-            [PollFd::new(self.0.as_fd(), PollFlags::POLLIN), PollFd::new(output, PollFlags::empty())];
+        let mut watched = vec![PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        watched.extend(output.map(|output| PollFd::new(output, PollFlags::empty())));
         match poll(&mut watched, PollTimeout::from(milliseconds)) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
@@ -114,8 +114,8 @@ impl Signals {
         if let Some(signal) = self.next()? {
             return Ok(Some(Ending::Signal(signal)));
         }
-        let unheard = watched[1].revents().is_some_and(|events| !events.is_empty());
-        Ok(unheard.then_some(Ending::Unheard))
+        let unheard = |output: &PollFd| output.revents().is_some_and(|events| !events.is_empty());
+        Ok(watched.get(1).is_some_and(unheard).then_some(Ending::Unheard))
     }
 }
 
@@ -133,30 +133,31 @@ pub fn watch(
     let proc = |source| SessionError::Proc { call: "poll(signalfd)", source };
     let mut renewal = Instant::now() + RENEWAL;
     armed.prepared.run.prod()?;
+    let mut heard = true;
+    // What has ended it, while all becomes right.
     let mut settling = None;
     loop {
-        let until_renewal = renewal.saturating_duration_since(Instant::now());
-        let look = if armed.prepared.run.is_ramped() { STEP } else { LOOK };
-        let left = armed.time().1.filter(|_| settling.is_none());
-        let wait = left.map_or(look, |left| left.min(look)).min(until_renewal);
-        let ending = match signals.wait(observer.output(), wait).map_err(proc)? {
+        let wait =
+            armed.until_next(settling.is_some()).min(renewal.saturating_duration_since(Instant::now()));
+        let output = heard.then(|| observer.output());
+        let ending = match signals.wait(output, wait).map_err(proc)? {
             Some(ending) => Some(ending),
+            None if settling.is_some() => armed.lost()?,
+            None if !heard => Some(Ending::Unheard),
             None => armed.ending()?,
         };
+        heard &= ending != Some(Ending::Unheard);
         match (ending, settling) {
-            (Some(ending @ (Ending::Elapsed | Ending::Signal(_))), None) => {
-                let Some(time) = armed.prepared.run.settle() else { return Ok(ending) };
-                if observer.settling(time).is_err() {
-                    return Ok(Ending::Unheard);
-                }
+            (Some(ending @ (Ending::Elapsed | Ending::Signal(_) | Ending::Unheard)), None) => {
+                let Some(time) = armed.settle() else { return Ok(ending) };
+                heard &= observer.settling(ending, time).is_ok();
                 settling = Some(ending);
             }
-            (Some(Ending::Elapsed) | None, Some(ending)) if armed.prepared.run.is_settled() => {
-                return Ok(ending);
-            }
-            (Some(Ending::Elapsed) | None, _) => {}
-            // Whoever asks twice does not want to wait.
-            (Some(ending), _) => return Ok(settling.unwrap_or(ending)),
+            // Whoever asks twice does not want to wait, and there may be nobody left.
+            (Some(Ending::Signal(_) | Ending::TargetGone), Some(ending)) => return Ok(ending),
+            (Some(ending), _) if ending != Ending::Unheard => return Ok(ending),
+            (_, Some(ending)) if armed.prepared.run.is_settled() => return Ok(ending),
+            _ => {}
         }
         armed.prepared.run.forget_the_dead()?;
         if armed.prepared.run.is_ramped() {
@@ -172,14 +173,27 @@ pub fn watch(
             }
             armed.prepared.run.prod()?;
             let report = armed.counts()?;
-            if observer.progress(armed, &report).is_err() {
-                return Ok(Ending::Unheard);
-            }
+            heard = heard && observer.progress(armed, &report).is_ok();
         }
     }
 }
 
 impl Armed {
+    /// How long there is nothing to be looked for.
+    fn until_next(&self, is_settling: bool) -> Duration {
+        let look = if self.prepared.run.is_ramped() { STEP } else { LOOK };
+        let left = self.time().1.filter(|_| !is_settling);
+        left.map_or(look, |left| left.min(look))
+    }
+
+    /// Begins to become right, and says how long that takes at about; nothing if it is at once.
+    fn settle(&mut self) -> Option<Duration> {
+        let time = self.prepared.run.settle()?;
+        // Should it not be written, whoever asks this run to end has less patience with it.
+        let _ = self.prepared.journal.append(&Entry::Settling { for_ns: time.as_nanos() as u64 });
+        Some(time)
+    }
+
     /// What has ended the fault, if anything has.
     fn ending(&self) -> kernel::Result<Option<Ending>> {
         // A fault whose time was over before its lease was has run as asked, though its owner was away.
@@ -187,6 +201,11 @@ impl Armed {
         if until.is_some_and(|until| until <= clock::monotonic()) {
             return Ok(Some(Ending::Elapsed));
         }
+        self.lost()
+    }
+
+    /// What has ended it other than its time, if anything has.
+    fn lost(&self) -> kernel::Result<Option<Ending>> {
         if let Err(lapsed) = self.lease.lapsed() {
             return Ok(Some(Ending::Lapsed(lapsed)));
         }

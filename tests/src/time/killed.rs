@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::PathBuf,
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -23,7 +24,7 @@ use crate::{
     ensure,
     error::{Context, Result},
     faultline::{Faultline, binary},
-    harness::{Test, is_emulated},
+    harness::{Need, Test, die_with_parent, is_emulated, patience, program},
     life::{killed::fraction, scene::records},
 };
 
@@ -31,7 +32,10 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("time::killed_at_any_moment", at_any_moment).needs(NEEDS).timeout(600),
     Test::new("time::killed_with_its_guard", with_its_guard).needs(NEEDS).timeout(120),
     Test::new("time::a_stopped_owner_stops_skewing", stopped).needs(NEEDS).timeout(90),
+    Test::new("time::one_that_cannot_be_undone_stops_nobody", traced).needs(TRACED).timeout(90),
 ];
+
+const TRACED: &[Need] = &[NEEDS[0], NEEDS[1], NEEDS[2], NEEDS[3], Need::Program("strace")];
 
 const THREADS: usize = 20;
 const SEED: u64 = 7;
@@ -159,4 +163,46 @@ fn stopped() -> Result {
     ensure!(reason.contains("lease"), "{reason}");
     scene.target.halt()?;
     scene.over("afterwards")
+}
+
+/// A debugger has it when its owner dies: its clocks are right, all commands go on, and it is undone when that is possible.
+fn traced() -> Result {
+    let mut scene = Scene::set()?;
+    let (fault, _) = scene.armed(OFFSET)?;
+    scene.target.until(SKEW, Duration::from_millis(100))?;
+    let pid = scene.target.pid();
+    let mut strace = Command::new(program("strace").context("no program strace")?);
+    strace.args(["-qq", "-e", "trace=none", "-o", "/dev/null", "-p", &pid.to_string()]).stderr(Stdio::null());
+    die_with_parent(&mut strace);
+    let mut strace = strace.spawn().context("strace")?;
+    let deadline = Instant::now() + patience(PATIENCE);
+    let is_traced = || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).context(pid)?;
+        Ok::<_, crate::error::Failure>(!status.contains("TracerPid:\t0\n"))
+    };
+    while !is_traced()? {
+        ensure!(Instant::now() < deadline, "strace does not trace it");
+        thread::sleep(Duration::from_millis(5));
+    }
+    fault.kill(Signal::SIGKILL)?;
+    scene.target.until(0, GUARDED)?;
+    fault.wait(PATIENCE)?;
+    scene.right("its owner is gone")?;
+    let said = |words: &[&str], code: i32| {
+        let exit = Faultline::run(words)?;
+        ensure!(exit.code == Some(code) && exit.stderr.contains(&pid.to_string()), "{words:?}: {exit:?}");
+        Ok(())
+    };
+    said(&["ps"], 0)?;
+    said(&["stop", "--all"], 6)?;
+    said(&["sweep"], 6)?;
+    // It never fires, and is not kept from beginning.
+    said(&["net", "loss", "100%", "--dev", "lo", "--proto", "253", "--for", "100ms"], 5)?;
+    scene.right("it is still traced")?;
+    strace.kill().context("strace")?;
+    strace.wait().context("strace")?;
+    let swept = Faultline::run(&["sweep"])?;
+    ensure!(swept.code == Some(0) && swept.stderr.is_empty(), "{swept:?}");
+    ensure!(records()?.is_empty(), "{:?} after sweep", records());
+    scene.over("swept")
 }

@@ -221,31 +221,6 @@ impl Patch {
     fn block_offset(&self, seq: u8) -> usize {
         self.body.offset + BLOCKS + usize::from(seq & 1) * block::LEN
     }
-
-    /// Whether all of it is in the bytes of a mapping, with whatever parameters.
-    #[must_use]
-    pub fn is_in(&self, bytes: &[u8]) -> bool {
-        let has =
-            |offset: usize, part: &[u8]| bytes.get(offset..).is_some_and(|bytes| bytes.starts_with(part));
-        let fixed = [0..SEQ, KIND..BLOCKS, HEADER..self.body.bytes.len()];
-        let mut fixed = fixed.into_iter().map(|part| (self.body.offset + part.start, &self.body.bytes[part]));
-        let mut entries = self.entries.iter().map(|entry| (entry.offset, &entry.bytes[..]));
-        fixed.all(|(offset, part)| has(offset, part)) && entries.all(|(offset, part)| has(offset, part))
-    }
-
-    /// Whose body lies in the bytes of a mapping of the same vDSO, if there is one. It may be there without entries.
-    #[must_use]
-    pub fn token_at(image: &Image, bytes: &[u8]) -> Option<u64> {
-        token(bytes.get(image.slack())?)
-    }
-
-    /// What kind of a patch's body that is.
-    #[must_use]
-    pub fn kind_at(image: &Image, bytes: &[u8]) -> Option<Kind> {
-        let slack = bytes.get(image.slack())?;
-        token(slack)?;
-        [Kind::Call, Kind::Skew].into_iter().find(|kind| slack.get(KIND) == Some(&(*kind as u8)))
-    }
 }
 
 fn header(kind: Kind, token: u64) -> Vec<u8> {
