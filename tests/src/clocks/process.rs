@@ -17,7 +17,7 @@ use crate::{
     cgroup::Cgroup,
     ensure,
     error::{Context, Result},
-    harness::die_with_parent,
+    harness::{die_with_parent, patience},
 };
 
 /// Longer than anything it is told to do takes.
@@ -54,7 +54,7 @@ impl Clock {
     /// If it has ended, or cannot.
     pub fn start(cgroup: Option<&Cgroup>) -> Result<Self> {
         let (orders, other) = UnixStream::pair().context("socketpair")?;
-        orders.set_read_timeout(Some(PATIENCE)).context("SO_RCVTIMEO")?;
+        orders.set_read_timeout(Some(patience(PATIENCE))).context("SO_RCVTIMEO")?;
         let path = path()?;
         let mut command = Command::new(&path);
         let copy = other.try_clone().context("dup")?;

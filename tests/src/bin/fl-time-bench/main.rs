@@ -1,8 +1,9 @@
 //! What it costs to read a clock that is skewed, beside one that is not, libfaketime, and a system call; and what else
-//! a fault of time takes. On this machine's kernel.
+//! a fault of time takes. On this machine's kernel; `fl-time-bench rewritten` is for another's.
 
 mod caller;
 mod moments;
+mod rewritten;
 
 use std::{
     env, fs,
@@ -61,8 +62,12 @@ struct Place {
 type Table = [[Vec<f64>; CASES.len()]; Call::ALL.len()];
 
 fn main() -> ExitCode {
-    let obeys = env::args().nth(1).is_some_and(|word| word == "call");
-    match if obeys { caller::obey() } else { run() } {
+    let done = match env::args().nth(1).as_deref() {
+        Some("call") => caller::obey(),
+        Some("rewritten") => Place::new().and_then(|place| rewritten::run(&place)),
+        _ => run(),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             println!("{failure}");
@@ -73,21 +78,27 @@ fn main() -> ExitCode {
 
 fn run() -> Result {
     let place = Place::new()?;
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("the kernel's release")?;
-    println!(
-        "Linux {}, {ROUNDS} rounds, each the fastest of {MEASUREMENTS} times {CALLS} calls",
-        release.trim()
-    );
+    say_how(ROUNDS, MEASUREMENTS, CALLS)?;
     let mut table = Table::default();
     let library = LIBRARIES.into_iter().map(Path::new).find(|path| path.is_file()).map(PathBuf::from);
     calls(&place, library.as_deref(), &mut table)?;
     if library.is_none() {
         println!("without libfaketime, which is not here (Debian: faketime)");
     }
-    Call::ALL.iter().zip(&table).for_each(|(call, cases)| print(*call, cases));
+    for (call, cases) in Call::ALL.iter().zip(&table) {
+        print(call.name(), "TIMES THE VDSO", &CASES, cases);
+    }
     moments::programs(&place)?;
     moments::stops(&place)?;
     moments::kills(&place)
+}
+
+/// Where it is measured, and how.
+fn say_how(rounds: usize, measurements: usize, calls: u32) -> Result {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("the kernel's release")?;
+    let release = release.trim();
+    println!("Linux {release}, {rounds} rounds, each the fastest of {measurements} times {calls} calls");
+    Ok(())
 }
 
 impl Place {
@@ -154,10 +165,12 @@ fn now() -> Result<i64> {
     Ok(since.as_secs() as i64)
 }
 
-fn print(call: Call, cases: &[Vec<f64>; CASES.len()]) {
-    println!("\n{:<40} {:>10} {:>10} {:>22}", call.name(), "BEST NS", "MEDIAN NS", "TIMES THE VDSO");
+/// All cases of one call, by how many times the first of them they take.
+fn print(call: &str, times: &str, names: &[impl AsRef<str>], cases: &[Vec<f64>]) {
+    println!("\n{call:<40} {:>10} {:>10} {times:>22}", "BEST NS", "MEDIAN NS");
     let bare = &cases[0];
-    for (name, numbers) in CASES.iter().zip(cases).filter(|(_, numbers)| !numbers.is_empty()) {
+    for (name, numbers) in names.iter().zip(cases).filter(|(_, numbers)| !numbers.is_empty()) {
+        let name = name.as_ref();
         // Each beside the one of its round.
         let ratios: Vec<f64> = numbers.iter().zip(bare).map(|(took, bare)| took / bare).collect();
         let [low, ratio, high] = [0.25, 0.5, 0.75].map(|part| quantile(&ratios, part));
