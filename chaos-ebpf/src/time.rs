@@ -44,7 +44,12 @@ pub const STUCK_CAP: u64 = 100_000_000;
 /// [`HoldSlot::state`]. The program makes `WAITING` of `FREE`, the owner `WORKING` of that and then `DONE`, and the program
 /// `FREE` again. At its cap the program makes `FREE` of `WAITING`; each step is one compare-and-exchange, so that either
 /// it or the owner succeeds.
+///
+/// Above the bits of `WORKING` there is a number that the owner has for one claim alone: a thread of it that was stopped for
+/// long finds out that the program it has claimed is no longer the one that is held there.
 pub mod hold {
+    /// The bits of a state.
+    pub const STATE: u32 = 3;
     /// Nobody is held.
     pub const FREE: u32 = 0;
     /// Somebody is.
@@ -59,7 +64,7 @@ pub mod hold {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HoldSlot {
-    /// One of [`hold`].
+    /// One of [`hold`], with its number.
     pub state: u32,
     /// Its process's number, as the kernel has it.
     pub pid: u32,

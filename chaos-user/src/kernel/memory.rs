@@ -1,10 +1,12 @@
 //! The vDSO of another process, by `/proc/PID/mem`: finding it, and changing its clocks and back.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io,
     os::unix::fs::FileExt,
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use chaos_ebpf::time::Block;
@@ -13,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Error, Result,
     stop::{StopError, while_stopped},
-    vdso::{Patch, Piece},
+    vdso::Patch,
 };
 
 /// Why a process's clocks cannot be changed.
@@ -43,6 +45,9 @@ pub enum ClockError {
     /// It does not stand still.
     #[error(transparent)]
     Stop(StopError),
+    /// It was held by the kernel, but not for long enough.
+    #[error("it had begun before its clocks were changed, because that took too long")]
+    LetGo,
     /// Anything else.
     #[error(transparent)]
     Kernel(#[from] Error),
@@ -52,7 +57,12 @@ impl ClockError {
     /// Whether it may be otherwise a little later.
     #[must_use]
     pub fn is_passing(&self) -> bool {
-        matches!(self, Self::Stop(_))
+        matches!(self, Self::Stop(_) | Self::LetGo)
+    }
+
+    /// Whether that may be in a moment, with nobody's help.
+    fn is_soon_over(&self) -> bool {
+        matches!(self, Self::Stop(StopError::Stuck(_) | StopError::Shared(_)))
     }
 }
 
@@ -78,8 +88,11 @@ pub struct Memory {
 /// How long a process may take to stand still: one that runs takes microseconds, but each of its threads has to have its
 /// turn for that.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// The same where nobody is kept waiting.
+/// The same for all processes together, where their bytes are to be put back. Other owners wait for as long, but there may be
+/// nobody who comes again.
 const LONG: Duration = Duration::from_secs(2);
+/// What is left of it for each at least.
+const SHORT: Duration = Duration::from_millis(100);
 
 impl Memory {
     /// That of a process that runs.
@@ -131,7 +144,7 @@ impl Memory {
         read.map_err(|error| lost("read", &self.name(), error))
     }
 
-    /// Writes into the vDSO: one call, and with eight bytes or fewer one store.
+    /// Writes into the vDSO: one call.
     ///
     /// # Errors
     ///
@@ -188,31 +201,28 @@ fn vdso_of(process: u32) -> std::result::Result<u64, ClockError> {
 pub struct Changed(Memory);
 
 impl Changed {
-    /// Changes the clocks of a process, which tell what they did until they are given another block. A process that is held
-    /// by the kernel need not be stopped.
+    /// Changes the clocks of a process, which tell what they did until they are given another block. A process need not be
+    /// stopped that is held by the kernel, for as long as `is_held` says so.
     ///
     /// # Errors
     ///
-    /// [`ClockError`]; nothing that runs has been changed.
-    pub fn new(memory: Memory, patch: &Patch, is_held: bool) -> std::result::Result<Self, ClockError> {
-        let change = VdsoChange::of(patch);
-        if memory.is_changed(&change)? {
-            // A child of one that was.
+    /// [`ClockError`]; nothing that runs has been changed, but see [`put`] for [`ClockError::LetGo`].
+    pub fn new(
+        memory: Memory,
+        patch: &Patch,
+        is_held: Option<&dyn Fn() -> bool>,
+    ) -> std::result::Result<Self, ClockError> {
+        // A child of one that was is as its parent.
+        if is_put(&memory, patch)? {
             return Ok(Self(memory));
         }
-        let as_made = |piece: &Piece| memory.has(piece.offset, &piece.original);
-        for piece in patch.entries() {
-            if !as_made(piece)? {
-                return Err(ClockError::Unlike);
-            }
-        }
-        if is_held {
-            put(&memory, patch)?;
+        if let Some(is_held) = is_held {
+            put(&memory, patch, is_held)?;
         } else {
             let vdso = memory.vdso;
             while_stopped(memory.process, PATIENCE, |stopped| {
                 // Somebody else may have been quicker until it stood still.
-                match memory.is_changed(&change) {
+                match is_put(&memory, patch) {
                     Ok(false) => {}
                     done => return Ok(done.map(drop)),
                 }
@@ -227,7 +237,7 @@ impl Changed {
                     }
                 }
                 // Whatever is wrong shows when the time is told.
-                Ok(put(&memory, patch))
+                Ok(put(&memory, patch, &|| true))
             })??;
         }
         Ok(Self(memory))
@@ -254,9 +264,42 @@ impl Changed {
     }
 }
 
-fn put(memory: &Memory, patch: &Patch) -> std::result::Result<(), ClockError> {
-    memory.write(patch.body().offset, &patch.body().bytes)?;
-    patch.entries().iter().try_for_each(|entry| memory.write(entry.offset, &entry.bytes))
+/// Whether a process's vDSO is changed, wholly; in part it may be by [`put`].
+fn is_put(memory: &Memory, patch: &Patch) -> std::result::Result<bool, ClockError> {
+    let is_marked = memory.is_changed(&VdsoChange::of(patch))?;
+    let mut is_whole = is_marked;
+    for entry in patch.entries() {
+        if is_marked && memory.has(entry.offset, &entry.bytes)? {
+            continue;
+        }
+        is_whole = false;
+        if !memory.has(entry.offset, &entry.original)? {
+            return Err(ClockError::Unlike);
+        }
+    }
+    Ok(is_whole)
+}
+
+/// Writes the body, where nobody comes before there is an entry, and then the entries, as long as the process stands still.
+///
+/// A program that is held by the kernel does not for ever: its owner may have been stopped meanwhile. So that is looked at
+/// before each entry. Those that are written by then stay: each leads to a whole body, and they do not need each other. The
+/// functions that have theirs are told the wrong time once there is a block, the others the right one, until somebody
+/// comes back with the process stopped, who finds by [`is_put`] what is missing; whoever takes all back finds the body.
+///
+/// What is left is an owner that is stopped between that look and the store that is next, until the program is no longer held
+/// ([`STUCK_CAP`](chaos_ebpf::time::STUCK_CAP)). When it goes on it writes one entry, and no other. That is eight bytes
+/// on x86-64 and four on aarch64, in one call, at the start of a function, which compilers have at a multiple of 16: the
+/// kernel copies them by stores of all of them, or by a `rep movsb`, of which nobody promises that it is seen as a whole.
+/// A thread that is within these very bytes just then goes on with what is no instruction of either.
+fn put(memory: &Memory, patch: &Patch, stands: &dyn Fn() -> bool) -> std::result::Result<(), ClockError> {
+    for piece in std::iter::once(patch.body()).chain(patch.entries()) {
+        if !stands() {
+            return Err(ClockError::LetGo);
+        }
+        memory.write(piece.offset, &piece.bytes)?;
+    }
+    Ok(())
 }
 
 /// Zeros, in whatever order they come, only ever make a number smaller.
@@ -330,42 +373,52 @@ impl VdsoChange {
         Ok(())
     }
 
-    /// Puts back what there was. A child that is made meanwhile is found in the next turn.
+    /// Puts back what there was. A child that is made meanwhile is found in the next turn. Who does not stand still is let go
+    /// on and tried again as long as there is time, which is little: it may wait for a disk, or be about to execute a
+    /// program. Who may not be traced is not tried again: that takes somebody else.
     ///
     /// # Errors
     ///
     /// If `/proc` cannot be read, or a process does not stand still.
     pub fn undo(&self) -> Result<()> {
-        const TURNS: usize = 5;
+        const TURNS: u32 = 8;
+        const PAUSE: Duration = Duration::from_millis(5);
         self.set_off()?;
-        let mut failed = Ok(());
-        for _ in 0..TURNS {
-            let left = self.changed()?;
+        let end = Instant::now() + LONG;
+        let mut failed: BTreeMap<u32, ClockError> = BTreeMap::new();
+        for turn in 0..TURNS {
+            let mut left = self.changed()?;
+            // Who has ended since, or executed a program, has nothing of ours.
+            failed.retain(|process, _| left.iter().any(|memory| memory.process == *process));
+            let may_come = |error: &ClockError| error.is_soon_over() && Instant::now() < end;
+            left.retain(|memory| failed.get(&memory.process).is_none_or(may_come));
             if left.is_empty() {
-                return Ok(());
+                break;
             }
-            failed = Ok(());
-            for memory in &left {
-                match self.clear(memory) {
-                    Ok(()) | Err(ClockError::Gone | ClockError::NoMemory) => {}
-                    Err(ClockError::Kernel(error)) => failed = Err(error),
-                    Err(error) => {
-                        failed = Err(Error::new(
-                            "undo",
-                            format!("the vDSO of process {}", memory.process),
-                            io::Error::other(error.to_string()),
-                        ));
-                    }
-                }
+            if left.iter().all(|memory| failed.contains_key(&memory.process)) {
+                thread::sleep(PAUSE * (1 << turn));
+            }
+            for memory in left {
+                let patience = end.saturating_duration_since(Instant::now()).max(SHORT);
+                match self.clear(&memory, patience) {
+                    Ok(()) | Err(ClockError::Gone | ClockError::NoMemory) => failed.remove(&memory.process),
+                    Err(error) => failed.insert(memory.process, error),
+                };
             }
         }
-        failed
+        failed.into_iter().next().map_or(Ok(()), |(process, error)| match error {
+            ClockError::Kernel(error) => Err(error),
+            error => {
+                let object = format!("the vDSO of process {process}");
+                Err(Error::new("undo", object, io::Error::other(error.to_string())))
+            }
+        })
     }
 
-    fn clear(&self, memory: &Memory) -> std::result::Result<(), ClockError> {
+    fn clear(&self, memory: &Memory, patience: Duration) -> std::result::Result<(), ClockError> {
         let vdso = memory.vdso;
         off(memory, &self.windows)?;
-        while_stopped(memory.process, LONG, |stopped| {
+        while_stopped(memory.process, patience, |stopped| {
             // Whoever is in a function that was moved comes back to what was added.
             stopped.leave(|place| place.wrapping_sub(vdso) < self.whole as u64)?;
             let all = vdso..vdso + self.whole as u64;
@@ -380,3 +433,6 @@ impl VdsoChange {
         })?
     }
 }
+
+#[cfg(test)]
+mod tests;

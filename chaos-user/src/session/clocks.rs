@@ -13,15 +13,16 @@ use std::{
         mpsc,
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use chaos_ebpf::time::{Block, ExecEvent};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+use super::backoff::Backoff;
 use crate::kernel::{
     self,
-    hold::{self, Crew, Events, Holds, Work},
+    hold::{self, Claim, Crew, Events, Holds, Work},
     memory::{Changed, ClockError, Memory},
     vdso::Patch,
 };
@@ -49,7 +50,14 @@ struct Processes {
 #[derive(Debug)]
 struct Refusal {
     reason: String,
-    is_passing: bool,
+    /// When it may be otherwise, if it may.
+    again: Option<Backoff>,
+}
+
+impl Refusal {
+    fn is_due(&self, now: Instant) -> bool {
+        self.again.is_some_and(|again| again.is_due(now))
+    }
 }
 
 /// What all threads share.
@@ -94,18 +102,18 @@ impl Clocks {
     pub(super) fn adopt(&self, process: u32) -> Result<(), ClockError> {
         let made = self.check(process).and_then(|()| {
             let memory = Memory::open(process)?;
-            Changed::new(memory, &self.patch, false)
+            Changed::new(memory, &self.patch, None)
         });
         self.take(process, made)
     }
 
     /// The same of one that is held by the kernel, with its vDSO there.
-    fn adopt_held(&self, process: u32, vdso: u64) {
+    fn adopt_held(&self, process: u32, vdso: u64, claim: &Claim<'_>) -> Result<(), ClockError> {
         let made = self.check(process).and_then(|()| {
             let memory = Memory::at(process, vdso)?;
-            Changed::new(memory, &self.patch, true)
+            Changed::new(memory, &self.patch, Some(&|| claim.stands()))
         });
-        let _ = self.take(process, made);
+        self.take(process, made)
     }
 
     fn check(&self, process: u32) -> Result<(), ClockError> {
@@ -146,7 +154,8 @@ impl Clocks {
             }
         };
         processes.busy.remove(&process);
-        let met_before = processes.refused.remove(&process).is_some();
+        let before = processes.refused.remove(&process);
+        let met_before = before.is_some();
         match set {
             Ok(changed) => {
                 processes.met += u64::from(!met_before);
@@ -157,8 +166,9 @@ impl Clocks {
             Err(gone @ (ClockError::Gone | ClockError::NoMemory | ClockError::Own)) => Err(gone),
             Err(error) => {
                 processes.met += u64::from(!met_before);
-                let refusal = Refusal { reason: error.to_string(), is_passing: error.is_passing() };
-                processes.refused.insert(process, refusal);
+                let last = before.and_then(|before| before.again);
+                let again = error.is_passing().then(|| Backoff::after(last, Instant::now()));
+                processes.refused.insert(process, Refusal { reason: error.to_string(), again });
                 Err(error)
             }
         }
@@ -200,8 +210,10 @@ impl Clocks {
         reasons
     }
 
-    /// Looks for those among these processes that nobody has seen to. Those that are gone are forgotten.
+    /// Looks for those among these processes that nobody has seen to, or that are to be tried again. Those that are gone are
+    /// forgotten.
     fn strangers(&self, now: &BTreeSet<u32>) -> Vec<u32> {
+        let time = Instant::now();
         let mut processes = self.lock();
         processes.refused.retain(|process, _| now.contains(process));
         let Processes { changed, refused, busy, missing, .. } = &mut *processes;
@@ -213,7 +225,7 @@ impl Clocks {
         let is_known = |process: &u32| {
             changed.contains_key(process)
                 || busy.contains(process)
-                || refused.get(process).is_some_and(|refusal| !refusal.is_passing)
+                || refused.get(process).is_some_and(|refusal| !refusal.is_due(time))
         };
         let strangers: Vec<_> = now.iter().copied().filter(|process| !is_known(process)).collect();
         busy.extend(&strangers);
@@ -262,7 +274,7 @@ impl Hands {
         let (late, later) = mpsc::channel();
         let work: Work = {
             let (clocks, late) = (Arc::clone(&clocks), late.clone());
-            Arc::new(move |event| see_to_held(&clocks, event, &late))
+            Arc::new(move |event, claim| see_to_held(&clocks, event, claim, &late))
         };
         let held = Crew::start(holds, events, &work)?;
         let all = Arc::clone(&clocks);
@@ -295,11 +307,12 @@ impl Drop for Hands {
 const TURN: Duration = Duration::from_millis(50);
 
 /// What is done for a program that is executed, held or not.
-fn see_to_held(clocks: &Clocks, event: &ExecEvent, late: &mpsc::Sender<u32>) {
+fn see_to_held(clocks: &Clocks, event: &ExecEvent, claim: Option<&Claim<'_>>, late: &mpsc::Sender<u32>) {
     clocks.forget(event.pid);
-    if event.held != 0 {
-        clocks.adopt_held(event.pid, event.vdso);
-    } else if clocks.lock().busy.insert(event.pid) {
+    let done = claim.map(|claim| clocks.adopt_held(event.pid, event.vdso, claim));
+    // One that has gone on has to be stopped.
+    let has_gone_on = matches!(done, None | Some(Err(ClockError::LetGo)));
+    if has_gone_on && clocks.lock().busy.insert(event.pid) {
         // Nobody is there to take it only when all is over.
         let _ = late.send(event.pid);
     }

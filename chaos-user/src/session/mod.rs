@@ -3,6 +3,7 @@
 //! Each step consumes the one before. Whatever is dropped on the way, by an error or by the end of the
 //! process, closes the links it holds, and the lease in the kernel ends what could still act.
 
+mod backoff;
 mod calls;
 mod clocks;
 mod guard;

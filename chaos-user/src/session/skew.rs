@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -142,14 +143,15 @@ impl SkewRun {
     fn adopt_all(&self) -> Result<(), SessionError> {
         let mut refused = None;
         for process in self.processes()? {
-            match self.clocks.adopt(process) {
+            let is_it = |target: &Target| matches!(target, Target::Process(tree) if tree.pid == process);
+            let is_named = self.plan.targets.iter().any(is_it);
+            let done = if is_named { self.adopt_named(process) } else { self.clocks.adopt(process) };
+            match done {
                 Ok(()) | Err(ClockError::Own) => {}
                 Err(error) => {
-                    let is_named =
-                        |target: &Target| matches!(target, Target::Process(tree) if tree.pid == process);
                     let is_gone = matches!(error, ClockError::Gone | ClockError::NoMemory);
                     let error = SessionError::Clock { process, error };
-                    if self.plan.targets.iter().any(is_named) {
+                    if is_named {
                         return Err(error);
                     }
                     refused = if is_gone { refused } else { Some(error) };
@@ -159,6 +161,20 @@ impl SkewRun {
         match refused {
             Some(error) if self.clocks.counts().1 == 0 => Err(error),
             _ => Ok(()),
+        }
+    }
+
+    /// Nobody comes again for one that is refused here: it may only wait for a disk.
+    fn adopt_named(&self, process: u32) -> Result<(), ClockError> {
+        const LONGEST: Duration = Duration::from_millis(700);
+        let (begun, mut pause) = (Instant::now(), Duration::from_millis(10));
+        loop {
+            match self.clocks.adopt(process) {
+                Err(error) if error.is_passing() && begun.elapsed() + pause < LONGEST => {}
+                done => return done,
+            }
+            thread::sleep(pause);
+            pause *= 2;
         }
     }
 

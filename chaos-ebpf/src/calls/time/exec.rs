@@ -147,7 +147,7 @@ unsafe extern "C" fn look(_turn: u32, holding: *mut Holding) -> i64 {
     // SAFETY: takes nothing, returns a number.
     let now = unsafe { bpf_ktime_get_ns() };
     // SAFETY: in the map.
-    match unsafe { state(slot) } {
+    match unsafe { state(slot) } & hold::STATE {
         hold::WAITING => {
             let Some(control) = FL_CONTROL.get(0) else { return 1 };
             // SAFETY: as above.

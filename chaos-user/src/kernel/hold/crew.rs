@@ -20,7 +20,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{Events, Holds};
+use super::{Claim, Events, Holds};
 use crate::kernel::{Error, Result};
 
 /// Most threads: as many, less one, are held at once, and each is waked by each program that is executed.
@@ -42,7 +42,7 @@ impl fmt::Debug for Crew {
 }
 
 /// What is to be done for a program; while it is held, if it is.
-pub type Work = Arc<dyn Fn(&ExecEvent) + Send + Sync>;
+pub type Work = Arc<dyn Fn(&ExecEvent, Option<&Claim<'_>>) + Send + Sync>;
 
 impl Crew {
     /// The CPUs that its threads will run on: those this process may run on, up to a few.
@@ -89,12 +89,9 @@ impl Crew {
 }
 
 fn see_to(holds: &Holds, event: &ExecEvent, work: &Work) {
+    let claim = (event.held != 0).then(|| holds.claim(event.cpu, event.pid)).flatten();
     // One that has gone on by now is seen to all the same, late.
-    let is_held = event.held != 0 && holds.claim(event.cpu, event.pid);
-    work(&ExecEvent { held: is_held.into(), ..*event });
-    if is_held {
-        holds.release(event.cpu);
-    }
+    work(event, claim.as_ref());
 }
 
 /// Has this thread run on that CPU, and before whatever else wants to. It may be refused either, and then comes later.
