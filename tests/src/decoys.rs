@@ -49,19 +49,21 @@ fn sleep_forever() -> Result {
 
 fn judges() -> Result {
     let runner = Runner::default();
+    let hung = format!("hung: killed after {} s", HANGS.limit().as_secs());
     for (test, outcome, reason, output) in [
         (PASSES, Outcome::Pass, "", ""),
         (FAILS, Outcome::Fail, "2 of 3", "what it printed\nfailure: 2 of 3\n"),
         (PANICS, Outcome::Fail, "it panicked", "on purpose"),
         (DIES, Outcome::Fail, "killed by SIGKILL", ""),
         (LACKS, Outcome::Skip, "program:no-such-program: not installed", ""),
-        (HANGS, Outcome::Fail, "hung: killed after 1 s", "child "),
+        (HANGS, Outcome::Fail, &hung, "child "),
     ] {
         let report = runner.run(&test);
         ensure!(report.outcome == outcome && report.reason == reason, "{report:?}");
         ensure!(report.output.contains(output), "no {output:?} in {report:?}");
         if test.name == HANGS.name {
-            ensure!((1.0..3.0).contains(&report.seconds), "a hung test took {} s", report.seconds);
+            let limit = HANGS.limit().as_secs_f64();
+            ensure!((limit..3.0 * limit).contains(&report.seconds), "a hung test took {} s", report.seconds);
             is_gone(&report.output)?;
         }
     }

@@ -321,7 +321,7 @@ fn whose_child_it_is_hears_of_its_end() {
     // Killed while it stands still.
     let subject = Subject::begin(ends_when_told);
     subject.other();
-    let held = while_stopped(subject.pid, LONG, |stopped| {
+    let held = subject.stopped(|stopped| {
         kill(subject.number(), Signal::SIGKILL).expect("a signal");
         until("it has ended", || Stat::of_process(subject.pid).is_none_or(Stat::is_dead));
         let deadline = stopped.deadline;
@@ -371,15 +371,15 @@ fn who_shares_its_memory_is_told_of() {
     let subject = Subject::begin(shares_with_its_child);
     let other = subject.other();
     let child = Subject { pid: other.cast_unsigned(), page: subject.page };
-    for (process, other) in [(subject.pid, child.pid), (child.pid, subject.pid)] {
-        let held = while_stopped(process, LONG, |_| Ok(()));
-        assert!(matches!(held, Err(StopError::Shared(found)) if found == other), "{held:?}");
+    for (process, other) in [(&subject, &child), (&child, &subject)] {
+        let held = process.stopped(|_| Ok(()));
+        assert!(matches!(held, Err(StopError::Shared(found)) if found == other.pid), "{held:?}");
         subject.goes_on();
     }
     let subject = Subject::begin(has_a_child);
     let child = Subject { pid: subject.other().cast_unsigned(), page: subject.page };
-    for process in [subject.pid, child.pid] {
-        let held = while_stopped(process, LONG, |_| Ok(()));
+    for process in [&subject, &child] {
+        let held = process.stopped(|_| Ok(()));
         assert!(held.is_ok(), "{held:?}");
     }
 }
@@ -393,7 +393,7 @@ fn who_waits_in_the_kernel_is_not_waited_for() {
     let held = while_stopped(subject.pid, LONG, |_| Ok(()));
     assert!(matches!(held, Err(StopError::Stuck(thread)) if thread == subject.number().as_raw()), "{held:?}");
     assert!(begun.elapsed() < LONG / 10, "{:?}", begun.elapsed());
-    let held = while_stopped(child.pid, LONG, |_| Ok(()));
+    let held = child.stopped(|_| Ok(()));
     assert!(matches!(held, Err(StopError::Shared(found)) if found == subject.pid), "{held:?}");
 }
 
@@ -430,6 +430,6 @@ fn who_executes_a_program_is_not_kept_from_it() {
     let own = fs::read_link("/proc/self/exe").ok();
     until("it has executed the program", || program() != own);
     assert!(program().is_some(), "it had to be killed");
-    let held = while_stopped(subject.pid, LONG, |_| Ok(()));
+    let held = subject.stopped(|_| Ok(()));
     assert!(held.is_ok(), "{held:?}");
 }
