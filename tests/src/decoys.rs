@@ -1,20 +1,24 @@
 //! Tests that fail in every way there is, for the one test that shows that the runner notices.
 
-use std::{process::Command, thread};
+use std::{process::Command, thread, time::Duration};
 
-use nix::{errno::Errno, sys::signal::kill, unistd::Pid};
+use nix::{
+    errno::Errno,
+    sys::signal::{Signal, kill, raise},
+    unistd::{Pid, getppid},
+};
 
 use crate::{
     ensure,
     error::{Context, Failure, Result},
-    harness::{Need, Outcome, Runner, Test},
+    harness::{Need, Outcome, Report, Runner, Test},
 };
 
 /// The test of the runner.
 pub(crate) const TESTS: &[Test] = &[Test::new("runner::judges", judges).needs(&[])];
 
 /// Found by name only, never run on their own.
-pub(crate) const DECOYS: &[Test] = &[PASSES, FAILS, PANICS, DIES, LACKS, HANGS, HANGS_TOO];
+pub(crate) const DECOYS: &[Test] = &[PASSES, FAILS, PANICS, DIES, LACKS, HANGS, HANGS_TOO, STOPS, STOPS_ONCE];
 
 const PASSES: Test = Test::new("decoy::passes", || Ok(())).needs(&[]);
 const FAILS: Test = Test::new("decoy::fails", fails).needs(&[]);
@@ -24,6 +28,9 @@ const LACKS: Test = Test::new("decoy::lacks", fails).needs(&[Need::Program("no-s
 const HANGS: Test = Test::new("decoy::hangs", hangs).needs(&[]).timeout(1);
 /// What the child of [`HANGS`] does.
 const HANGS_TOO: Test = Test::new("decoy::hangs-too", sleep_forever).needs(&[]);
+/// One that fails while nothing runs, as far as its runner can see.
+const STOPS: Test = Test::new("decoy::stops", stops).needs(&[]);
+const STOPS_ONCE: Test = Test::new("decoy::stops-once", stops).needs(&[]).once();
 
 fn fails() -> Result {
     println!("what it printed");
@@ -31,7 +38,7 @@ fn fails() -> Result {
 }
 
 fn dies() -> Result {
-    nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL).context("raise")
+    raise(Signal::SIGKILL).context("raise")
 }
 
 /// With a child that would outlive it.
@@ -47,6 +54,14 @@ fn sleep_forever() -> Result {
     }
 }
 
+fn stops() -> Result {
+    let runner = getppid();
+    kill(runner, Signal::SIGSTOP).context("stop the runner")?;
+    thread::sleep(Duration::from_millis(200));
+    kill(runner, Signal::SIGCONT).context("let the runner go on")?;
+    fails()
+}
+
 fn judges() -> Result {
     let runner = Runner::default();
     let hung = format!("hung: killed after {} s", HANGS.limit().as_secs());
@@ -58,7 +73,7 @@ fn judges() -> Result {
         (LACKS, Outcome::Skip, "program:no-such-program: not installed", ""),
         (HANGS, Outcome::Fail, &hung, "child "),
     ] {
-        let report = runner.run(&test);
+        let report = runner.run(&test, |_| ());
         ensure!(report.outcome == outcome && report.reason == reason, "{report:?}");
         ensure!(report.output.contains(output), "no {output:?} in {report:?}");
         if test.name == HANGS.name {
@@ -66,6 +81,15 @@ fn judges() -> Result {
             ensure!((limit..3.0 * limit).contains(&report.seconds), "a hung test took {} s", report.seconds);
             is_gone(&report.output)?;
         }
+    }
+    for (test, runs) in [(STOPS, 2), (STOPS_ONCE, 0)] {
+        let mut again = Vec::new();
+        let report = runner.run(&test, |report| again.push(report.clone()));
+        ensure!(report.outcome == Outcome::Fail && report.reason == "2 of 3", "{report:?}");
+        let disturbed = |report: &Report| {
+            report.outcome == Outcome::Again && report.reason.starts_with("the machine stood still for ")
+        };
+        ensure!(again.len() == runs && again.iter().all(disturbed), "{again:?}");
     }
     Ok(())
 }

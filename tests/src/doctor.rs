@@ -37,8 +37,8 @@ use crate::{
 #[rustfmt::skip]
 pub(crate) const TESTS: &[Test] = &[
     Test::new("doctor::knows_this_kernel", knows_this_kernel).needs(&[Root, Need::KnownKernel]),
-    Test::new("doctor::leaves_nothing", leaves_nothing),
-    Test::new("doctor::leaves_nothing_when_killed", leaves_nothing_when_killed).timeout(90),
+    Test::new("doctor::leaves_nothing", leaves_nothing).once(),
+    Test::new("doctor::leaves_nothing_when_killed", leaves_nothing_when_killed).timeout(90).once(),
     // What it calls available really works: of each mechanism one use.
     Test::new("doctor::use_btf", helpers::btf).needs(&[Root, Has(M::Btf)]),
     Test::new("doctor::use_test_run", helpers::test_run).needs(&[Root, Has(M::TestRun)]),

@@ -3,6 +3,7 @@
 mod child;
 mod need;
 mod share;
+mod standstill;
 
 use std::{
     fs,
@@ -12,12 +13,12 @@ use std::{
 
 use serde::Serialize;
 
-use self::need::Machine;
 pub use self::{child::run_one, need::Need, share::Share};
 pub(crate) use self::{
     child::{die_with_parent, pidfd},
     need::program,
 };
+use self::{need::Machine, standstill::Watch};
 use crate::{error::Result, faultline::Faultline};
 
 static EMULATED: AtomicBool = AtomicBool::new(false);
@@ -54,6 +55,8 @@ pub struct Test {
     pub timeout: Duration,
     /// Left out under emulation.
     pub slow: bool,
+    /// Its first word counts, whatever the machine did meanwhile.
+    pub once: bool,
     /// The test itself.
     pub run: fn() -> Result,
 }
@@ -62,7 +65,7 @@ impl Test {
     /// A test that needs root, may take 30 seconds, and usually takes a few.
     #[must_use]
     pub const fn new(name: &'static str, run: fn() -> Result) -> Self {
-        Self { name, needs: &[Need::Root], timeout: Duration::from_secs(30), slow: false, run }
+        Self { name, needs: &[Need::Root], timeout: Duration::from_secs(30), slow: false, once: false, run }
     }
 
     /// The same with these needs.
@@ -82,6 +85,13 @@ impl Test {
         patience(self.timeout)
     }
 
+    /// The same, judged by its first run alone: what it looks for may be there once in many times, such as what a killed
+    /// owner leaves behind.
+    #[must_use]
+    pub const fn once(self) -> Self {
+        Self { once: true, ..self }
+    }
+
     /// The same, but not under emulation, where it would take minutes.
     #[must_use]
     pub const fn slow(self) -> Self {
@@ -99,6 +109,8 @@ pub enum Outcome {
     Fail,
     /// It was not run.
     Skip,
+    /// It did not show it, but the machine stood still meanwhile: it is run again.
+    Again,
 }
 
 /// One line of the results.
@@ -108,13 +120,16 @@ pub struct Report {
     pub test: &'static str,
     /// How it ended.
     pub outcome: Outcome,
-    /// Why it failed or was skipped; empty if it passed.
+    /// Why it failed, was skipped or is run again; empty if it passed.
     pub reason: String,
     /// How long it took.
     pub seconds: f64,
     /// What it printed.
     pub output: String,
 }
+
+/// How often a test is run at most, if the machine stands still each time.
+const ATTEMPTS: u32 = 3;
 
 /// Runs tests where their needs are met.
 #[derive(Debug, Default)]
@@ -125,8 +140,9 @@ pub struct Runner {
 }
 
 impl Runner {
-    /// Runs one test, or says what it lacks.
-    pub fn run(&self, test: &Test) -> Report {
+    /// Runs one test, or says what it lacks. One that fails while the machine stands still is run again, unless its first
+    /// word counts; `again` is told of each run that does not.
+    pub fn run(&self, test: &Test, mut again: impl FnMut(&Report)) -> Report {
         let missing =
             test.needs.iter().find_map(|need| self.machine.meets(*need).err().map(|why| (need, why)));
         if let Some((need, why)) = missing {
@@ -134,8 +150,24 @@ impl Runner {
             let (test, output) = (test.name, String::new());
             return Report { test, outcome: Outcome::Skip, reason, seconds: 0.0, output };
         }
+        let attempts = if test.once { 1 } else { ATTEMPTS };
+        for _ in 1..attempts {
+            let (report, still) = self.attempt(test);
+            if report.outcome != Outcome::Fail || still < standstill::LONG {
+                return report;
+            }
+            let reason = format!("the machine stood still for {} ms: {}", still.as_millis(), report.reason);
+            again(&Report { outcome: Outcome::Again, reason, ..report });
+        }
+        self.attempt(test).0
+    }
+
+    /// One run, and for how long the machine stood still in it.
+    fn attempt(&self, test: &Test) -> (Report, Duration) {
         sweep();
-        child::run(test, &self.arguments)
+        let watch = Watch::begin();
+        let report = child::run(test, &self.arguments);
+        (report, watch.end())
     }
 }
 

@@ -84,18 +84,27 @@ fn run(cli: &Cli) -> io::Result<ExitCode> {
         runner.arguments = vec!["--faultline".into(), path.display().to_string()];
     }
     runner.arguments.extend(cli.emulated.then(|| "--emulated".into()));
-    let mut counts = [0; 3];
+    let mut counts = [0; 4];
     for test in chosen {
         if cli.json {
             // Should this kernel not survive the test, that is the last word on it.
             announce(test)?;
         }
-        let report = runner.run(test);
+        // Should its last word not be told, that one must be.
+        let mut told = Ok(());
+        let report = runner.run(test, |again| {
+            counts[again.outcome as usize] += 1;
+            told = print(again, cli.json).and_then(|()| if cli.json { announce(test) } else { Ok(()) });
+        });
+        told?;
         counts[report.outcome as usize] += 1;
         print(&report, cli.json)?;
     }
-    let [passed, failed, skipped] = counts;
+    let [passed, failed, skipped, again] = counts;
     if !cli.json {
+        if again > 0 {
+            writeln!(io::stdout(), "{again} runs were disturbed, and made again")?;
+        }
         writeln!(io::stdout(), "{passed} passed, {failed} failed, {skipped} skipped")?;
     }
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -145,8 +154,9 @@ fn print(report: &Report, json: bool) -> io::Result<()> {
     match outcome {
         Outcome::Pass => writeln!(out, "ok   {test} ({seconds:.1} s)")?,
         Outcome::Skip => writeln!(out, "skip {test} {reason}")?,
-        Outcome::Fail => {
-            writeln!(out, "FAIL {test} ({seconds:.1} s) {reason}")?;
+        Outcome::Fail | Outcome::Again => {
+            let word = if *outcome == Outcome::Fail { "FAIL" } else { "again" };
+            writeln!(out, "{word} {test} ({seconds:.1} s) {reason}")?;
             for line in output.lines() {
                 writeln!(out, "     | {line}")?;
             }

@@ -44,7 +44,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("profile::applied_while_packets_go", apply).needs(FQ).timeout(90),
     Test::new("profile::as_many_peers_as_can_be", many).needs(FQ).timeout(120),
     Test::new("profile::long_delays_hold_nobody_up", beside).needs(IP).timeout(60),
-    Test::new("profile::killed", killed).needs(FQ).timeout(60),
+    Test::new("profile::killed", killed).needs(FQ).timeout(60).once(),
     Test::new("profile::with_everything_else", everything).needs(FQ).timeout(60),
     Test::new("profile::what_is_none", refused).needs(ROOT),
 ];

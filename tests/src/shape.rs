@@ -46,7 +46,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("shape::loss_per_flow", chance::per_flow).needs(BPF),
     Test::new("shape::two_owners_of_one_flow", owners::two).needs(FQ).timeout(60),
     Test::new("shape::owners_at_both_ends", owners::both_ends).needs(FQ),
-    Test::new("shape::killed_while_packets_wait", owners::killed).needs(FQ).timeout(90),
+    Test::new("shape::killed_while_packets_wait", owners::killed).needs(FQ).timeout(90).once(),
     Test::new("shape::qdiscs_are_left_alone", qdiscs::left_alone).needs(TC).timeout(90),
     Test::new("shape::offloads_come_back", qdiscs::offloads).needs(ETHTOOL).timeout(60),
 ];

@@ -18,6 +18,8 @@ pub(crate) struct Matrix {
     cells: BTreeMap<(String, String), TestResult>,
     /// What is wrong beyond a test that failed.
     broken: Vec<String>,
+    /// The runs that a machine which stood still made worthless.
+    disturbed: Vec<String>,
 }
 
 impl Matrix {
@@ -33,6 +35,10 @@ impl Matrix {
         }
         if !self.tests.contains(&result.test) {
             self.tests.push(result.test.clone());
+        }
+        if result.outcome == Outcome::Again {
+            self.disturbed.push(format!("{kernel} {}", result.test));
+            return;
         }
         self.cells.insert((result.test.clone(), kernel.into()), result);
     }
@@ -62,6 +68,9 @@ impl Matrix {
                 print!("  {word:<column$}");
             }
             println!();
+        }
+        if !self.disturbed.is_empty() {
+            println!("the machine stood still, and run again were: {}", self.disturbed.join(", "));
         }
     }
 
@@ -101,7 +110,7 @@ impl Matrix {
             match result.outcome {
                 Outcome::Fail => wrong.push(format!("{test} failed on {kernel}: {}", result.reason)),
                 Outcome::Running => wrong.push(format!("{test} began on {kernel} and did not end")),
-                Outcome::Pass | Outcome::Skip => {}
+                Outcome::Pass | Outcome::Skip | Outcome::Again => {}
             }
         }
         if wrong.is_empty() {
@@ -127,7 +136,8 @@ fn word(result: &TestResult) -> &'static str {
         Outcome::Pass => "pass",
         Outcome::Fail => "FAIL",
         Outcome::Skip => "skip",
-        Outcome::Running => "HUNG",
+        // The cell stays as it was when a run is made again.
+        Outcome::Running | Outcome::Again => "HUNG",
     }
 }
 
@@ -137,8 +147,9 @@ fn show(kernel: &str, result: &TestResult) {
         Outcome::Running => {}
         Outcome::Pass => println!("ok   {kernel} {test} ({seconds:.1} s)"),
         Outcome::Skip => println!("skip {kernel} {test}: {reason}"),
-        Outcome::Fail => {
-            println!("FAIL {kernel} {test} ({seconds:.1} s): {reason}");
+        Outcome::Fail | Outcome::Again => {
+            let word = if *outcome == Outcome::Fail { "FAIL" } else { "again" };
+            println!("{word} {kernel} {test} ({seconds:.1} s): {reason}");
             for line in output.lines() {
                 println!("     | {line}");
             }
@@ -171,6 +182,18 @@ mod tests {
         assert!(matrix.verdict(&[]).is_ok() && matrix.complete_verdict(&[]).is_err());
         matrix.accept("6.1", &line("a", "pass"));
         assert!(matrix.complete_verdict(&[]).is_ok());
+    }
+
+    #[test]
+    fn a_test_that_is_run_again_is_judged_by_that() {
+        let mut matrix = Matrix::default();
+        for outcome in ["running", "again", "running"] {
+            matrix.accept("6.1", &line("a", outcome));
+        }
+        assert_eq!(matrix.counts(), Counts { passed: 0, failed: 1, skipped: 0 });
+        matrix.accept("6.1", &line("a", "pass"));
+        assert_eq!(matrix.counts(), Counts { passed: 1, failed: 0, skipped: 0 });
+        assert_eq!(matrix.disturbed, ["6.1 a"]);
     }
 
     #[test]

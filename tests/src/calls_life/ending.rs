@@ -25,7 +25,7 @@ pub(super) const TESTS: &[Test] = &[
         .needs(NEEDS)
         .timeout(60),
     Test::new("calls_life::ps_and_stop", ps_and_stop).needs(NEEDS).timeout(90),
-    Test::new("calls_life::what_a_dead_owner_leaves_is_swept", swept).needs(NEEDS).timeout(60),
+    Test::new("calls_life::what_a_dead_owner_leaves_is_swept", swept).needs(NEEDS).timeout(60).once(),
     Test::new("calls_life::its_cgroup_goes", cgroup_goes).needs(NEEDS).timeout(60),
 ];
 

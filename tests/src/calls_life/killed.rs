@@ -20,7 +20,7 @@ use crate::{
 };
 
 pub(super) const TESTS: &[Test] =
-    &[Test::new("calls_life::killed_at_any_moment", at_any_moment).needs(NEEDS).timeout(400)];
+    &[Test::new("calls_life::killed_at_any_moment", at_any_moment).needs(NEEDS).timeout(400).once()];
 
 /// How often it is killed.
 const MOMENTS: usize = 20;

@@ -16,7 +16,7 @@ use crate::{
 };
 
 pub(super) const TESTS: &[Test] = &[
-    Test::new("life::doctor_leaves_nothing", leaves_nothing).needs(&[Need::Root, Need::Btf]),
+    Test::new("life::doctor_leaves_nothing", leaves_nothing).needs(&[Need::Root, Need::Btf]).once(),
     Test::new("life::doctor_of_nobody", of_nobody),
 ];
 

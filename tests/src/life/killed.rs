@@ -16,8 +16,10 @@ use crate::{
     traffic::monotonic_ns,
 };
 
-pub(super) const TESTS: &[Test] =
-    &[Test::new("life::killed_at_any_moment", at_any_moment).needs(&[Need::Root, Need::Btf]).timeout(300)];
+pub(super) const TESTS: &[Test] = &[Test::new("life::killed_at_any_moment", at_any_moment)
+    .needs(&[Need::Root, Need::Btf])
+    .timeout(300)
+    .once()];
 
 /// How often it is killed; 20 times under emulation.
 const MOMENTS: u32 = 50;

@@ -24,8 +24,8 @@ const NEEDS: &[Need] = &[Need::Root, Need::Btf];
 
 pub(super) const TESTS: &[Test] = &[
     Test::new("life::every_command_sweeps", every_command).needs(NEEDS),
-    Test::new("life::sweep_is_not_confused", not_confused).needs(NEEDS),
-    Test::new("life::a_number_given_again_is_not_the_owner", number_given_again).needs(NEEDS),
+    Test::new("life::sweep_is_not_confused", not_confused).needs(NEEDS).once(),
+    Test::new("life::a_number_given_again_is_not_the_owner", number_given_again).needs(NEEDS).once(),
 ];
 
 const OUT: [&str; 3] = ["100%", "--proto", "udp"];

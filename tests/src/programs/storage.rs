@@ -28,12 +28,15 @@ const FENTRY: Need = Need::Mechanism(Mechanism::Fentry);
 
 /// The tests of these files.
 pub(crate) const TESTS: &[Test] = &[
-    Test::new("storage::sqlite_errors", sqlite::errors).needs(sqlite::ERRORS).timeout(180),
-    Test::new("storage::sqlite_delays", sqlite::delays).needs(sqlite::DELAYS).timeout(180),
-    Test::new("storage::postgres_errors", postgres::errors).needs(postgres::ERRORS).timeout(400),
-    Test::new("storage::postgres_delays", postgres::delays).needs(postgres::DELAYS).timeout(300),
-    Test::new("storage::redis_disk_full", redis::disk_full).needs(redis::NEEDS).timeout(120),
-    Test::new("storage::redis_disk_full_always", redis::disk_full_always).needs(redis::NEEDS).timeout(120),
+    Test::new("storage::sqlite_errors", sqlite::errors).needs(sqlite::ERRORS).timeout(180).once(),
+    Test::new("storage::sqlite_delays", sqlite::delays).needs(sqlite::DELAYS).timeout(180).once(),
+    Test::new("storage::postgres_errors", postgres::errors).needs(postgres::ERRORS).timeout(400).once(),
+    Test::new("storage::postgres_delays", postgres::delays).needs(postgres::DELAYS).timeout(300).once(),
+    Test::new("storage::redis_disk_full", redis::disk_full).needs(redis::NEEDS).timeout(120).once(),
+    Test::new("storage::redis_disk_full_always", redis::disk_full_always)
+        .needs(redis::NEEDS)
+        .timeout(120)
+        .once(),
 ];
 
 /// The target's cgroup and the bystander's. Somebody is in the first whatever its programs do: one without processes

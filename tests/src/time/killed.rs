@@ -29,10 +29,10 @@ use crate::{
 };
 
 pub(super) const TESTS: &[Test] = &[
-    Test::new("time::killed_at_any_moment", at_any_moment).needs(NEEDS).timeout(600),
-    Test::new("time::killed_with_its_guard", with_its_guard).needs(NEEDS).timeout(120),
+    Test::new("time::killed_at_any_moment", at_any_moment).needs(NEEDS).timeout(600).once(),
+    Test::new("time::killed_with_its_guard", with_its_guard).needs(NEEDS).timeout(120).once(),
     Test::new("time::a_stopped_owner_stops_skewing", stopped).needs(NEEDS).timeout(90),
-    Test::new("time::one_that_cannot_be_undone_stops_nobody", traced).needs(TRACED).timeout(90),
+    Test::new("time::one_that_cannot_be_undone_stops_nobody", traced).needs(TRACED).timeout(90).once(),
 ];
 
 const TRACED: &[Need] = &[NEEDS[0], NEEDS[1], NEEDS[2], NEEDS[3], Need::Program("strace")];

@@ -25,6 +25,8 @@ pub(crate) enum Outcome {
     Pass,
     Fail,
     Skip,
+    /// It failed while the machine stood still, and is run again.
+    Again,
 }
 
 /// One line of a test's result.
