@@ -207,7 +207,7 @@ fn narrowed<R: Reach>(setup: &Setup, task: Object, subject: &Subject<R>, mut rul
         }
     }
     if rules & !setup.any_place != 0 {
-        rules &= setup.any_place | subject::places(setup, subject);
+        rules &= setup.any_place | subject::places(setup, subject, rules & !setup.any_place);
     }
     rules
 }

@@ -81,24 +81,25 @@ impl<R: Reach> Subject<R> {
 /// How many directories above a file are looked at.
 const DEPTH: u32 = 256;
 
-/// The rules that want this file, or a directory that it is beneath, under either of its names.
+/// Those of the rules asked about that want this file, or a directory that it is beneath, under either of its names, and
+/// perhaps others.
 #[inline(always)]
-pub(crate) fn places<R: Reach>(setup: &Setup, subject: &Subject<R>) -> u64 {
-    let rules = place(setup, subject);
+pub(crate) fn places<R: Reach>(setup: &Setup, subject: &Subject<R>, asked: u64) -> u64 {
+    let rules = place(setup, subject, asked);
     if subject.other.is_null() {
         return rules;
     }
-    rules | place(setup, &Subject::<R>::of_dentry(subject.other))
+    rules | place(setup, &Subject::<R>::of_dentry(subject.other), asked)
 }
 
 #[inline(always)]
-fn place<R: Reach>(setup: &Setup, subject: &Subject<R>) -> u64 {
+fn place<R: Reach>(setup: &Setup, subject: &Subject<R>, asked: u64) -> u64 {
     let Subject { file, inode, dentry, .. } = *subject;
     if dentry.is_null() {
         return 0;
     }
     if !R::IS_TYPED {
-        return above_address(inode, dentry);
+        return above_address(inode, dentry, asked);
     }
     // Before Linux 6.5 what overlayfs opens of its layers says it is where the overlay's file is
     // (`open_with_fake_path`): its inode is the layer's all the same, and knows its own name there.
@@ -107,20 +108,20 @@ fn place<R: Reach>(setup: &Setup, subject: &Subject<R>) -> u64 {
         if !named.is_null() && named != inode {
             let alias = R::long(inode, setup.at.inode_names);
             let dentry = if alias == 0 { 0 } else { alias - u64::from(setup.at.dentry_alias) };
-            return above_address(inode, dentry as Object);
+            return above_address(inode, dentry as Object, asked);
         }
     }
-    above(inode, dentry)
+    above(inode, dentry, asked)
 }
 
 #[inline(never)]
-fn above(inode: Object, dentry: Object) -> u64 {
-    climb(inode, dentry, step::<Typed>)
+fn above(inode: Object, dentry: Object, asked: u64) -> u64 {
+    climb(inode, dentry, asked, step::<Typed>)
 }
 
 #[inline(never)]
-fn above_address(inode: Object, dentry: Object) -> u64 {
-    climb(inode, dentry, step::<Addressed>)
+fn above_address(inode: Object, dentry: Object, asked: u64) -> u64 {
+    climb(inode, dentry, asked, step::<Addressed>)
 }
 
 /// A file, and then one directory after the other that it is in.
@@ -128,24 +129,31 @@ struct Climb {
     inode: Object,
     dentry: Object,
     rules: u64,
+    /// Those of which it is not known yet whether they want it.
+    asked: u64,
     /// The name that led here, and its length; 0 at the file itself.
     name: u64,
     length: u64,
 }
 
 #[inline(always)]
-fn climb(inode: Object, dentry: Object, step: unsafe extern "C" fn(u32, *mut Climb) -> i64) -> u64 {
+fn climb(
+    inode: Object,
+    dentry: Object,
+    asked: u64,
+    step: unsafe extern "C" fn(u32, *mut Climb) -> i64,
+) -> u64 {
     // Before Linux 6.7 the verifier takes what it knows of the first turn for what is so in all of them, and removes what
     // would then never run: it must not know that this is 0.
     // SAFETY: takes nothing, returns a number.
     let length = unsafe { bpf_jiffies64() } >> 63;
-    let mut climb = Climb { inode, dentry, rules: 0, name: 0, length };
+    let mut climb = Climb { inode, dentry, rules: 0, asked, name: 0, length };
     // SAFETY: the function takes what it is given, and that lives until the call is over.
     unsafe { bpf_loop(DEPTH, step as *mut c_void, (&raw mut climb).cast(), 0) };
     climb.rules
 }
 
-/// Looks at one of them; 1 if it was the last.
+/// Looks at one of them; 1 if it was the last, or nothing more can be found.
 unsafe extern "C" fn step<R: Reach>(_depth: u32, climb: *mut Climb) -> i64 {
     // SAFETY: as the caller of `bpf_loop` warrants.
     let climb = unsafe { &mut *climb };
@@ -159,9 +167,10 @@ unsafe extern "C" fn step<R: Reach>(_depth: u32, climb: *mut Climb) -> i64 {
             if setup.globs != 0 && place.globs != 0 && climb.length != 0 {
                 climb.rules |= matching(climb.name, climb.length as u32, place.globs);
             }
+            climb.asked &= !climb.rules;
         }
     }
-    if dentry.is_null() {
+    if climb.asked == 0 || dentry.is_null() {
         return 1;
     }
     let parent = R::object(dentry, at.dentry_parent);
