@@ -4,7 +4,10 @@ use std::{
     io::IoSliceMut,
     net::UdpSocket,
     os::fd::{AsFd, AsRawFd},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -89,12 +92,14 @@ impl Probe {
     pub fn run(&self, pace: Pace) -> Result<(Vec<Arrival>, u32)> {
         static RUNS: AtomicU32 = AtomicU32::new(1);
         let run = RUNS.fetch_add(1, Ordering::Relaxed);
-        let last = Instant::now() + pace.interval * pace.count;
+        let all_sent = OnceLock::new();
         thread::scope(|scope| {
-            let receive = scope.spawn(|| self.receive(run, pace, last));
-            let sent = self.send(run, pace)?;
+            let receive = scope.spawn(|| self.receive(run, pace, &all_sent));
+            let sent = self.send(run, pace);
+            // On a machine that stands still this is later than its pace has it.
+            all_sent.get_or_init(Instant::now);
             let arrivals = receive.join().map_err(|_| Failure::new("the receiving thread panicked"))??;
-            Ok((arrivals, sent))
+            Ok((arrivals, sent?))
         })
     }
 
@@ -123,10 +128,10 @@ impl Probe {
         Ok(sent)
     }
 
-    fn receive(&self, run: u32, pace: Pace, last_sent: Instant) -> Result<Vec<Arrival>> {
+    fn receive(&self, run: u32, pace: Pace, all_sent: &OnceLock<Instant>) -> Result<Vec<Arrival>> {
         self.receiver.set_read_timeout(Some(Duration::from_millis(20))).context("SO_RCVTIMEO")?;
         let mut arrivals: Vec<Arrival> = Vec::new();
-        let mut last = last_sent;
+        let mut last = Instant::now();
         loop {
             let mut buffer = [0; 2048];
             let mut control = nix::cmsg_space!(TimeSpec);
@@ -154,13 +159,14 @@ impl Probe {
                 let came = nanoseconds(time);
                 if let Some(arrival) = read(&buffer[..length], run, pace.size, came, had) {
                     arrivals.push(arrival);
-                    last = Instant::now().max(last_sent);
+                    last = Instant::now();
                 }
                 continue;
             }
+            let Some(all_sent) = all_sent.get() else { continue };
             // Nothing came for a moment: what comes twice would have come by now as well.
             let all = arrivals.len() as u32 >= pace.count;
-            if all || Instant::now() > last + pace.linger {
+            if all || Instant::now() > last.max(*all_sent) + pace.linger {
                 return Ok(arrivals);
             }
         }
