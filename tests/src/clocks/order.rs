@@ -63,8 +63,11 @@ pub enum Wait {
 /// How that went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Waited {
-    /// How long it took, by `CLOCK_MONOTONIC_RAW` and system calls, in nanoseconds.
-    pub took: i64,
+    /// How long it took, by `CLOCK_MONOTONIC_RAW` and system calls, in nanoseconds: at least, as it was read between the
+    /// readings of the clock itself.
+    pub least: i64,
+    /// And at most, as it was read around them.
+    pub most: i64,
     /// What the clock itself, as the C library reads it, says of that.
     pub seen: i64,
 }

@@ -24,7 +24,7 @@ pub(super) fn wait(how: Wait, clock: Source, milliseconds: u64) -> Result<Waited
     let raw = || Source::MonotonicRaw.read(Way::Raw).context("CLOCK_MONOTONIC_RAW");
     let now = || clock.read(Way::Libc).context(clock);
     let length = milliseconds as i64 * 1_000_000;
-    let (start, began) = (raw()?, now()?);
+    let (first, began, second) = (raw()?, now()?, raw()?);
     let until = timespec(began + length);
     match how {
         Wait::Sleep => sleep(clock, libc::TIMER_ABSTIME, until),
@@ -32,7 +32,8 @@ pub(super) fn wait(how: Wait, clock: Source, milliseconds: u64) -> Result<Waited
         Wait::Timerfd => timerfd(clock, until),
         Wait::Condition => condition(until),
     }?;
-    Ok(Waited { took: raw()? - start, seen: now()? - began })
+    let (third, ended, fourth) = (raw()?, now()?, raw()?);
+    Ok(Waited { least: third - second, most: fourth - first, seen: ended - began })
 }
 
 fn timespec(ns: i64) -> libc::timespec {
