@@ -41,8 +41,11 @@ const THREADS: usize = 20;
 const SEED: u64 = 7;
 /// How long it may have been armed by then: beyond its first renewal of the lease.
 const ARMED: Duration = Duration::from_millis(1_200);
-/// Right again within this time where there is a guard.
-const GUARDED: Duration = Duration::from_secs(1);
+/// Right again within this time where there is a guard. Renewed each second, a lease of 3 s has 2 left at the least: it is
+/// not the lease that does it.
+fn guarded() -> Duration {
+    Duration::from_millis(if is_emulated() { 1_900 } else { 1_000 })
+}
 /// And where there is none: its lease, and how long its target may not have run.
 const LEASE: Duration = Duration::from_millis(4_500);
 
@@ -67,7 +70,7 @@ fn at_any_moment() -> Result {
         let when = format!("killed {moment:?} after {}", if early { "its start" } else { "it was armed" });
         let killed = REFERENCE.read(Way::Raw).context("a clock")?;
         fault.kill(Signal::SIGKILL)?;
-        scene.target.until(0, GUARDED).context(&when)?;
+        scene.target.until(0, guarded()).context(&when)?;
         let exit = fault.wait(PATIENCE)?;
         ensure!(exit.signal == Some(Signal::SIGKILL as i32), "{when}: {exit:?}");
         // It stays so: whatever was under way has been.
@@ -185,7 +188,7 @@ fn traced() -> Result {
         thread::sleep(Duration::from_millis(5));
     }
     fault.kill(Signal::SIGKILL)?;
-    scene.target.until(0, GUARDED)?;
+    scene.target.until(0, guarded())?;
     fault.wait(PATIENCE)?;
     scene.right("its owner is gone")?;
     let said = |words: &[&str], code: i32| {
