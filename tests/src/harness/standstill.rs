@@ -12,8 +12,8 @@ use std::{
 /// How often it is looked at.
 const TICK: Duration = Duration::from_millis(10);
 
-/// Tests allow for less: netem's own packets come that late on a machine that is busy.
-pub(super) const LONG: Duration = Duration::from_millis(50);
+/// What measures microseconds and milliseconds can fail for it.
+pub(super) const LONG: Duration = Duration::from_millis(5);
 
 /// Looks at the clock until it is told to end.
 #[derive(Debug)]
