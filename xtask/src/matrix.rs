@@ -38,7 +38,6 @@ impl Matrix {
         }
         if result.outcome == Outcome::Again {
             self.disturbed.push(format!("{kernel} {}", result.test));
-            return;
         }
         self.cells.insert((result.test.clone(), kernel.into()), result);
     }
@@ -85,7 +84,7 @@ impl Matrix {
         };
         Counts {
             passed: count(&[Outcome::Pass]),
-            failed: count(&[Outcome::Fail, Outcome::Running]),
+            failed: count(&[Outcome::Fail, Outcome::Running, Outcome::Again]),
             skipped: count(&[Outcome::Skip]),
         }
     }
@@ -109,8 +108,10 @@ impl Matrix {
         for ((test, kernel), result) in &self.cells {
             match result.outcome {
                 Outcome::Fail => wrong.push(format!("{test} failed on {kernel}: {}", result.reason)),
-                Outcome::Running => wrong.push(format!("{test} began on {kernel} and did not end")),
-                Outcome::Pass | Outcome::Skip | Outcome::Again => {}
+                Outcome::Running | Outcome::Again => {
+                    wrong.push(format!("{test} began on {kernel} and did not end"));
+                }
+                Outcome::Pass | Outcome::Skip => {}
             }
         }
         if wrong.is_empty() {
@@ -136,7 +137,6 @@ fn word(result: &TestResult) -> &'static str {
         Outcome::Pass => "pass",
         Outcome::Fail => "FAIL",
         Outcome::Skip => "skip",
-        // The cell stays as it was when a run is made again.
         Outcome::Running | Outcome::Again => "HUNG",
     }
 }
@@ -189,8 +189,9 @@ mod tests {
         let mut matrix = Matrix::default();
         for outcome in ["running", "again", "running"] {
             matrix.accept("6.1", &line("a", outcome));
+            assert_eq!(matrix.counts(), Counts { passed: 0, failed: 1, skipped: 0 });
+            assert!(matrix.verdict(&[]).is_err());
         }
-        assert_eq!(matrix.counts(), Counts { passed: 0, failed: 1, skipped: 0 });
         matrix.accept("6.1", &line("a", "pass"));
         assert_eq!(matrix.counts(), Counts { passed: 1, failed: 0, skipped: 0 });
         assert_eq!(matrix.disturbed, ["6.1 a"]);
