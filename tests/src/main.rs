@@ -33,7 +33,7 @@ struct Cli {
     /// This machine is emulated in software: leave out tests that would take minutes, repeat less, wait longer
     #[arg(long)]
     emulated: bool,
-    /// Only one of so many shares of the tests that no kernel decides the outcome of, such as 1/2
+    /// Only one of so many shares of the tests that no kernel decides the outcome of, such as 1/2, or all others, 0/2
     #[arg(long)]
     share: Option<Share>,
     /// Run this test here, in this process

@@ -21,6 +21,9 @@ use crate::{
 /// A guest that takes longer than all tests together is stuck.
 const DEADLINE: Duration = Duration::from_secs(2700);
 
+/// In how many boots a kernel runs what it is dealt.
+const SHARES: usize = 4;
+
 /// `cargo xtask vm`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -107,17 +110,15 @@ impl Guests {
     /// If QEMU cannot be run at all.
     pub(crate) fn test(&self, filter: &[String], dealt: bool, matrix: &mut Matrix) -> Result<()> {
         let words = filter.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
-        let command = |kernel: &Kernel| {
-            let share = if dealt { self.share(kernel) } else { String::new() };
-            format!("fl-tests --json --emulated {share} {words} >$FAULTLINE_RESULTS")
-        };
+        let turns = if dealt { self.deal() } else { self.kernels.iter().map(|it| (it, "".into())).collect() };
         let at_once = thread::available_parallelism().map_or(1, NonZero::get);
-        let waiting = Mutex::new(self.kernels.iter());
+        let waiting = Mutex::new(turns.into_iter());
         let matrix = Mutex::new(matrix);
         thread::scope(|scope| {
             let work = || -> Result<()> {
-                while let Some(kernel) = next(&waiting) {
-                    self.test_in(kernel, &command(kernel), &matrix)?;
+                while let Some((kernel, share)) = next(&waiting) {
+                    let command = format!("fl-tests --json --emulated {share} {words} >$FAULTLINE_RESULTS");
+                    self.test_in(kernel, &command, &matrix)?;
                 }
                 Ok(())
             };
@@ -128,11 +129,14 @@ impl Guests {
         })
     }
 
-    /// What a kernel is told to run of the tests that are dealt out: nothing, if another is its twin.
-    fn share(&self, kernel: &Kernel) -> String {
+    /// Which kernel boots for what, in this order: each for what all are to run, then each that is no other's twin for its
+    /// shares of the rest. These are short, so that no CPU is left without work for long.
+    fn deal(&self) -> Vec<(&Kernel, String)> {
         let players: Vec<_> = self.kernels.iter().filter(|kernel| !self.has_twin(kernel)).collect();
-        let seat = players.iter().position(|player| player.name == kernel.name);
-        format!("--share {}/{}", seat.map_or(0, |seat| seat + 1), players.len())
+        let shares = players.len() * SHARES;
+        let everywhere = self.kernels.iter().map(|kernel| (kernel, 0));
+        let rest = players.iter().copied().cycle().zip(1..=shares);
+        everywhere.chain(rest).map(|(kernel, share)| (kernel, format!("--share {share}/{shares}"))).collect()
     }
 
     /// Whether another kernel is the same but for its configuration: `6.12` of `6.12-error-injection`.
