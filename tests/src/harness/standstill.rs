@@ -26,14 +26,18 @@ impl Watch {
     /// Begins to look.
     pub(super) fn begin() -> Self {
         let (end, ended) = mpsc::channel();
+        // From here on, and without a gap: a thread that begins late, or is told to end once all go on, has seen it too.
+        let mut before = Instant::now();
         let thread = thread::spawn(move || {
             let mut longest = Duration::ZERO;
             loop {
-                let before = Instant::now();
-                if ended.recv_timeout(TICK) != Err(RecvTimeoutError::Timeout) {
+                let end = ended.recv_timeout(TICK);
+                let now = Instant::now();
+                longest = longest.max((now - before).saturating_sub(TICK));
+                before = now;
+                if end != Err(RecvTimeoutError::Timeout) {
                     return longest;
                 }
-                longest = longest.max(before.elapsed().saturating_sub(TICK));
             }
         });
         Self { end, thread }
