@@ -25,7 +25,7 @@ fn main() {
     }
 
     // A target directory of its own: one shared with the host's half is rebuilt at every switch.
-    let target_dir = workspace.join("target/bpf");
+    let target_dir = target(&out_dir).join("bpf");
     let mut cargo = compiler();
     cargo
         .current_dir(workspace)
@@ -50,6 +50,13 @@ fn main() {
         fs::copy(&from, &to)
             .unwrap_or_else(|error| panic!("copy {} to {}: {error}", from.display(), to.display()));
     }
+}
+
+/// The target directory of the outer cargo, which it marks, as it does the folder of each target in it. The checkout may be
+/// one that nobody can write to.
+fn target(out_dir: &Path) -> &Path {
+    let is_marked = |folder: &&Path| folder.join("CACHEDIR.TAG").is_file();
+    out_dir.ancestors().filter(is_marked).last().unwrap_or(out_dir)
 }
 
 /// The cargo that can build for [`TARGET`], with its environment.

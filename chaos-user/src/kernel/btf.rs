@@ -1,10 +1,12 @@
 //! Where the running kernel keeps what: field offsets from its BTF, so that one object serves every kernel.
 
 use std::{
+    collections::HashMap,
     fs::File,
     io::{self, Write},
     os::fd::AsRawFd,
     path::Path,
+    sync::{Mutex, OnceLock, PoisonError},
 };
 
 use btf_rs::{Backend, Btf, Member, Struct, Type};
@@ -16,15 +18,30 @@ use super::{Error, Result};
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
 /// The running kernel's types.
-pub struct KernelTypes(Btf);
+pub struct KernelTypes {
+    btf: Btf,
+    /// The numbers of the types that have been looked for, by name. Each look goes through all of them, and a run of calls
+    /// asks for some eighty.
+    known: Mutex<HashMap<String, Vec<u32>>>,
+}
 
 impl KernelTypes {
-    /// Reads them.
+    /// Reads them, once in a process: they are those of the kernel it runs on.
     ///
     /// # Errors
     ///
     /// If the kernel was built without `CONFIG_DEBUG_INFO_BTF`, or has nothing readable there.
-    pub fn read() -> Result<Self> {
+    pub fn read() -> Result<&'static Self> {
+        static TYPES: OnceLock<KernelTypes> = OnceLock::new();
+        if let Some(types) = TYPES.get() {
+            return Ok(types);
+        }
+        // Two threads may both read them; one's are kept.
+        let types = Self::parse()?;
+        Ok(TYPES.get_or_init(|| types))
+    }
+
+    fn parse() -> Result<Self> {
         let error = |call| move |source| Error::new(call, VMLINUX, source);
         let bytes = std::fs::read(Path::new(VMLINUX)).map_err(error("open"))?;
         // A file that can be mapped, which the kernel's cannot be before 6.16: looking a few types up in place
@@ -34,7 +51,23 @@ impl KernelTypes {
         let mut copy = File::from(copy);
         copy.write_all(&bytes).map_err(error("copy"))?;
         let path = format!("/proc/self/fd/{}", copy.as_raw_fd());
-        Btf::from_file_with_backend(path, Backend::Mmap).map(Self).map_err(|error| unreadable(&error))
+        let btf = Btf::from_file_with_backend(path, Backend::Mmap).map_err(|error| unreadable(&error))?;
+        Ok(Self { btf, known: Mutex::default() })
+    }
+
+    /// The types of this name, of whatever kind; none if there is none.
+    fn named(&self, name: &str) -> Result<Vec<(u32, Type)>> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let ids = match known.get(name) {
+            Some(ids) => ids,
+            None => {
+                let ids = self.btf.resolve_ids_by_name(name).map_err(|error| unreadable(&error))?;
+                known.entry(name.to_owned()).or_insert(ids)
+            }
+        };
+        ids.iter()
+            .map(|id| Ok((*id, self.btf.resolve_type_by_id(*id).map_err(|error| unreadable(&error))?)))
+            .collect()
     }
 
     /// Offset of `field` in `structure`, in bytes.
@@ -43,8 +76,7 @@ impl KernelTypes {
     ///
     /// If this kernel has no such field.
     pub fn offset(&self, structure: &str, field: &str) -> Result<u32> {
-        let types = self.0.resolve_types_by_name(structure).map_err(|error| unreadable(&error))?;
-        for found in types {
+        for (_, found) in self.named(structure)? {
             let Type::Struct(found) = found else { continue };
             if let Some((bits, _)) = self.find(&found, field) {
                 return Ok(bits / 8);
@@ -59,8 +91,7 @@ impl KernelTypes {
     ///
     /// If this kernel has no such field, or none with such a part.
     pub fn offset_within(&self, structure: &str, field: &str, part: &str) -> Result<u32> {
-        let types = self.0.resolve_types_by_name(structure).map_err(|error| unreadable(&error))?;
-        let bits = types.into_iter().find_map(|found| {
+        let bits = self.named(structure)?.into_iter().find_map(|(_, found)| {
             let Type::Struct(found) = found else { return None };
             let (bits, inner) = self.find(&found, field)?;
             Some(bits + self.find(&self.structure(&inner)?, part)?.0)
@@ -70,7 +101,7 @@ impl KernelTypes {
 
     /// The offset of a field in bits, and the field itself, also in a part of the structure that has no name.
     fn find(&self, structure: &Struct, field: &str) -> Option<(u32, Member)> {
-        structure.members.iter().find_map(|member| match self.0.resolve_name(member).ok()? {
+        structure.members.iter().find_map(|member| match self.btf.resolve_name(member).ok()? {
             name if name == field => Some((member.bit_offset(), member.clone())),
             name if name.is_empty() => {
                 let (bits, found) = self.find(&self.structure(member)?, field)?;
@@ -82,13 +113,13 @@ impl KernelTypes {
 
     /// What a field is, whatever else it is called, if that has fields.
     fn structure(&self, member: &Member) -> Option<Struct> {
-        let mut found = self.0.resolve_chained_type(member).ok()?;
+        let mut found = self.btf.resolve_chained_type(member).ok()?;
         loop {
             found = match found {
                 Type::Struct(found) | Type::Union(found) => return Some(found),
-                Type::Typedef(other) => self.0.resolve_chained_type(&other).ok()?,
-                Type::Const(other) => self.0.resolve_chained_type(&other).ok()?,
-                Type::Volatile(other) => self.0.resolve_chained_type(&other).ok()?,
+                Type::Typedef(other) => self.btf.resolve_chained_type(&other).ok()?,
+                Type::Const(other) => self.btf.resolve_chained_type(&other).ok()?,
+                Type::Volatile(other) => self.btf.resolve_chained_type(&other).ok()?,
                 _ => return None,
             };
         }
@@ -100,10 +131,8 @@ impl KernelTypes {
     ///
     /// If this kernel has no such function, or keeps its type to itself.
     pub fn function(&self, name: &str) -> Result<u32> {
-        let ids = self.0.resolve_ids_by_name(name).unwrap_or_default();
-        ids.into_iter()
-            .find(|id| matches!(self.0.resolve_type_by_id(*id), Ok(Type::Func(_))))
-            .ok_or_else(|| missing(&format!("function {name}")))
+        let found = self.named(name)?.into_iter().find(|(_, found)| matches!(found, Type::Func(_)));
+        found.map(|(id, _)| id).ok_or_else(|| missing(&format!("function {name}")))
     }
 }
 

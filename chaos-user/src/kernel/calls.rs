@@ -53,9 +53,9 @@ impl Identifier {
     pub fn new() -> Result<Self> {
         let types = KernelTypes::read()?;
         let code = Code::new(object::CALLS, &[])?;
-        let setup = Setup { at: offsets(&types)?, ..Setup::default() };
+        let setup = Setup { at: offsets(types)?, ..Setup::default() };
         let constants = (SETUP, sys::bytes_of(&setup));
-        let program = code.load(program::IDENTIFY, Mechanism::RawTracepoint, "", &types, constants)?;
+        let program = code.load(program::IDENTIFY, Mechanism::RawTracepoint, "", types, constants)?;
         Ok(Self { code, program })
     }
 
@@ -132,7 +132,7 @@ impl CallPrograms {
         let setup = Setup {
             owner_tgid: exempt.owner_tgid,
             exempt: exempt.files,
-            at: offsets(&types)?,
+            at: offsets(types)?,
             ..tables.setup
         };
         let mut attached = Vec::new();
@@ -140,11 +140,11 @@ impl CallPrograms {
             // First of all: those that come to be from here on are not to be missed.
             for (program, tracepoint) in FOLLOWED {
                 let site = Site { mechanism: Mechanism::RawTracepoint, function: tracepoint.into(), program };
-                let loaded = load(&code, &site, &setup, &types)?;
+                let loaded = load(&code, &site, &setup, types)?;
                 attached.push(attach(site, "who belongs to a process".into(), &loaded)?);
             }
         }
-        let Chosen { loaded, calls } = choose(&code, rules, tables, setup, by, &types)?;
+        let Chosen { loaded, calls } = choose(&code, rules, tables, setup, by, types)?;
         maps::set_all(code.maps_mut(), map::CALLS, &calls)?;
         for (site, Loaded { program, why, .. }) in loaded {
             attached.push(attach(site, why, &program)?);

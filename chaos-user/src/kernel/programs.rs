@@ -75,7 +75,7 @@ impl Programs {
     pub fn load(tables: &Tables, seed: u64, environment: Environment) -> Result<Self> {
         let types = KernelTypes::read()?;
         let cgroup =
-            if tables.cgroups.is_empty() { CgroupOffsets::default() } else { cgroup_offsets(&types)? };
+            if tables.cgroups.is_empty() { CgroupOffsets::default() } else { cgroup_offsets(types)? };
         let setup = Setup {
             cgroup,
             owner_tgid: environment.owner_tgid,

@@ -81,11 +81,11 @@ impl TimePrograms {
         let mut code = Code::new(object::CALLS, &sizes)?;
         calls::fill(&mut code, tables)?;
         maps::set_all(code.maps_mut(), map::BLOCKS, &[Block::RIGHT; 2])?;
-        let setup = setup(tables, exempt, holding, rewrite, &types)?;
+        let setup = setup(tables, exempt, holding, rewrite, types)?;
         // Nothing is attached before everything is loaded.
         let loaded: Vec<_> = sites(setup.processes != 0, rewrite)
             .into_iter()
-            .map(|(site, why)| Ok((calls::load(&code, &site, &setup, &types)?, site, why)))
+            .map(|(site, why)| Ok((calls::load(&code, &site, &setup, types)?, site, why)))
             .collect::<Result<_>>()?;
         let holds = match code.maps().map(map::HOLDS) {
             Some(Map::Array(map)) => Holds::new(map, slots)?,

@@ -200,7 +200,7 @@ impl CallPlan {
             let functions = functions.unwrap_or_default();
             CallHook { what: unit.to_string(), mechanism, functions, missing }
         };
-        let hooks = wiring::preview(&self.rules, self.by, has, &types);
+        let hooks = wiring::preview(&self.rules, self.by, has, types);
         let mut targets = Vec::new();
         for target in &self.targets {
             let processes = target::names(&target.processes()?);

@@ -144,7 +144,10 @@ pub fn cgroup_level(number: u64) -> Result<Option<u8>, Error> {
 const DEEPEST: u8 = 64;
 
 /// The probes that act for the thread they run in. One after the other: some share a function.
-fn in_own_thread(host: &Host, types: ScopedJoinHandle<'_, Result<KernelTypes, Error>>) -> Vec<(M, Answer)> {
+fn in_own_thread(
+    host: &Host,
+    types: ScopedJoinHandle<'_, Result<&'static KernelTypes, Error>>,
+) -> Vec<(M, Answer)> {
     let thread = Thread::current();
     let mut answers = helper::probe(host);
     answers.extend(probes::probe(thread));
@@ -152,12 +155,12 @@ fn in_own_thread(host: &Host, types: ScopedJoinHandle<'_, Result<KernelTypes, Er
     let types =
         types.join().unwrap_or_else(|_| Err(Error::new("parse", VMLINUX, io::ErrorKind::InvalidData.into())));
     answers.push((M::Btf, btf(&types)));
-    answers.extend(tracing::probe(thread, host, types.as_ref().ok()));
+    answers.extend(tracing::probe(thread, host, types.as_ref().ok().copied()));
     answers
 }
 
 /// Whether the kernel has types, and these can be read.
-fn btf(types: &Result<KernelTypes, Error>) -> Answer {
+fn btf(types: &Result<&'static KernelTypes, Error>) -> Answer {
     types.as_ref().map(|_| None).map_err(|error| Refusal::missing(sentence(error)))
 }
 
