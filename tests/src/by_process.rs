@@ -33,7 +33,7 @@ const REDIS: &[Need] = &[
 
 /// The tests of this file.
 pub(crate) const TESTS: &[Test] = &[
-    Test::new("by_process::sockets_it_has", sockets_it_has).needs(PID).timeout(90),
+    Test::new("by_process::sockets_it_has", sockets_it_has).needs(PID).timeout(90).waits(),
     Test::new("by_process::whom_it_begins", whom_it_begins).needs(REDIS),
     Test::new("by_process::what_is_none", refused).needs(PID),
 ];

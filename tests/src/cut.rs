@@ -35,11 +35,11 @@ const ROUTED: &[Need] = &[Need::Root, Need::Btf, Need::Program("ip")];
 
 /// The tests of this file.
 pub(crate) const TESTS: &[Test] = &[
-    Test::new("cut::partition_from_peers", partition).needs(BPF).timeout(60),
+    Test::new("cut::partition_from_peers", partition).needs(BPF).timeout(60).waits(),
     Test::new("cut::blackhole_but_for", blackhole).needs(BPF),
-    Test::new("cut::spares_the_way_in", protected).needs(BPF),
-    Test::new("cut::five_hosts", five_hosts).needs(ROUTED).timeout(60),
-    Test::new("cut::a_name_that_changes", a_name_that_changes).needs(BPF).timeout(60),
+    Test::new("cut::spares_the_way_in", protected).needs(BPF).waits(),
+    Test::new("cut::five_hosts", five_hosts).needs(ROUTED).timeout(60).waits(),
+    Test::new("cut::a_name_that_changes", a_name_that_changes).needs(BPF).timeout(60).waits(),
     Test::new("cut::peers_that_are_none", refused).needs(BPF),
 ];
 

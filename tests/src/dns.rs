@@ -41,15 +41,15 @@ const PROGRAMS: &[Need] = &[
 
 /// The tests of this file.
 pub(crate) const TESTS: &[Test] = &[
-    Test::new("dns::answers", answers).needs(BPF).timeout(60),
-    Test::new("dns::answers_to_what_is_received", received).needs(BPF),
+    Test::new("dns::answers", answers).needs(BPF).timeout(60).waits(),
+    Test::new("dns::answers_to_what_is_received", received).needs(BPF).waits(),
     Test::new("dns::answers_over_tcp", answers_over_tcp).needs(BPF),
     Test::new("dns::answers_on_lo", loopback).needs(BPF),
-    Test::new("dns::drops_over_udp_and_tcp", drops).needs(BPF).timeout(60),
+    Test::new("dns::drops_over_udp_and_tcp", drops).needs(BPF).timeout(60).waits(),
     Test::new("dns::delays", delays).needs(FQ),
     Test::new("dns::names", names).needs(BPF).timeout(60),
     Test::new("dns::what_is_no_query_passes", garbage).needs(BPF),
-    Test::new("dns::one_cgroup", one_cgroup).needs(AIMED),
+    Test::new("dns::one_cgroup", one_cgroup).needs(AIMED).waits(),
     Test::new("dns::programs", programs).needs(PROGRAMS).timeout(120),
     Test::new("dns::bad_words", refused).needs(BPF),
 ];

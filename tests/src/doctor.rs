@@ -29,7 +29,7 @@ use crate::{
     faultline,
     harness::{
         Need::{self, Mechanism as Has, Program as Installed, Root},
-        Test,
+        Test, moments,
     },
 };
 
@@ -143,14 +143,14 @@ fn leaves_nothing() -> Result {
 
 /// At any moment of its work. What an empty cgroup it leaves is gone with the next doctor.
 fn leaves_nothing_when_killed() -> Result {
-    const KILLS: u32 = 10;
+    let kills = moments(10);
     let before = traces::look()?;
     let started = Instant::now();
     ask()?;
     let whole = started.elapsed();
-    for kill in 0..KILLS {
+    for kill in 0..kills {
         let mut doctor = command()?.stdout(Stdio::null()).spawn().context("start faultline")?;
-        thread::sleep(whole * kill / KILLS);
+        thread::sleep(whole * kill / kills);
         doctor.kill().context("kill faultline")?;
         doctor.wait().context("wait for faultline")?;
     }

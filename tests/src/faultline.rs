@@ -3,7 +3,6 @@
 mod events;
 
 use std::{
-    env,
     ffi::OsString,
     io::{BufRead, BufReader, Read},
     os::{
@@ -24,12 +23,13 @@ use self::events::{Shared, parse};
 use crate::{
     ensure,
     error::{Context, Result, check},
-    harness::{die_with_parent, patience, pidfd},
+    harness::{die_with_parent, patience, pidfd, programs_folder},
     lab::Netns,
     traffic::monotonic_ns,
 };
 
 static BINARY: OnceLock<PathBuf> = OnceLock::new();
+static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
 
 /// Says which binary to drive, once; else it is the one beside this program.
 pub fn set_binary(path: PathBuf) {
@@ -37,16 +37,31 @@ pub fn set_binary(path: PathBuf) {
     let _ = BINARY.set(path);
 }
 
-/// The binary that is driven.
+/// Says in which folder the programs of the tests are, once; else it is this program's own.
+pub(crate) fn set_programs(folder: PathBuf) {
+    // A second call could only come from a test within a test.
+    let _ = PROGRAMS.set(folder);
+}
+
+/// A program of the tests.
 ///
 /// # Errors
 ///
 /// If this program's own path cannot be found out.
+pub fn sibling(name: &str) -> Result<PathBuf> {
+    Ok(match PROGRAMS.get() {
+        Some(folder) => folder.join(name),
+        None => programs_folder()?.join(name),
+    })
+}
+
+/// The binary that is driven.
+///
+/// # Errors
+///
+/// As [`sibling`].
 pub fn binary() -> Result<PathBuf> {
-    if let Some(path) = BINARY.get() {
-        return Ok(path.clone());
-    }
-    Ok(env::current_exe().context("readlink /proc/self/exe")?.with_file_name("faultline"))
+    BINARY.get().map_or_else(|| sibling("faultline"), |path| Ok(path.clone()))
 }
 
 /// A command that has been started and has not been seen to end.

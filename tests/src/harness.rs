@@ -1,27 +1,39 @@
 //! Tests as data, and what runs them: each in a process of its own, with a deadline, where its needs are met.
 
+mod cells;
 mod child;
 mod need;
-mod share;
+mod place;
 mod standstill;
 
 use std::{
-    fs,
-    sync::atomic::{AtomicBool, Ordering},
+    io,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
     time::Duration,
 };
 
 use serde::Serialize;
 
-pub use self::{child::run_one, need::Need, share::Share};
+pub use self::{
+    cells::{Cell, Cells, Hand},
+    child::run_one,
+    need::Need,
+};
 pub(crate) use self::{
     child::{die_with_parent, pidfd},
     need::program,
+    place::{RECORDS, own_run, programs_folder},
 };
 use self::{need::Machine, standstill::Watch};
-use crate::{error::Result, faultline::Faultline};
+use crate::error::Result;
 
 static EMULATED: AtomicBool = AtomicBool::new(false);
+static GATE: AtomicBool = AtomicBool::new(false);
 
 /// Says that this machine is emulated in software: all takes several times as long.
 pub fn set_emulated() {
@@ -44,6 +56,23 @@ pub(crate) fn rounds(usually: u32) -> u32 {
     if is_emulated() { usually * 2 / 5 } else { usually }
 }
 
+/// Says that this run is one of the gate, which has minutes.
+pub fn set_gate() {
+    GATE.store(true, Ordering::Relaxed);
+}
+
+/// Whether [`set_gate`] was said.
+pub(crate) fn is_gate() -> bool {
+    GATE.load(Ordering::Relaxed)
+}
+
+/// How many random moments of a life are tried where `--every-kernel`, or a test that is asked for by name, tries `usually`: a
+/// third of them in the gate. Each run has the same seed, so these are the first of the others.
+pub(crate) fn moments(usually: u32) -> u32 {
+    const LEAST: u32 = 8;
+    if is_gate() { usually.min(LEAST.max(usually / 3)) } else { usually }
+}
+
 /// One integration test.
 #[derive(Clone, Copy, Debug)]
 pub struct Test {
@@ -57,6 +86,8 @@ pub struct Test {
     pub slow: bool,
     /// Its first word counts, whatever the machine did meanwhile.
     pub once: bool,
+    /// It waits rather than measures, and runs beside others.
+    pub waits: bool,
     /// The test itself.
     pub run: fn() -> Result,
 }
@@ -65,7 +96,15 @@ impl Test {
     /// A test that needs root, may take 30 seconds, and usually takes a few.
     #[must_use]
     pub const fn new(name: &'static str, run: fn() -> Result) -> Self {
-        Self { name, needs: &[Need::Root], timeout: Duration::from_secs(30), slow: false, once: false, run }
+        Self {
+            name,
+            needs: &[Need::Root],
+            timeout: Duration::from_secs(30),
+            slow: false,
+            once: false,
+            waits: false,
+            run,
+        }
     }
 
     /// The same with these needs.
@@ -90,6 +129,13 @@ impl Test {
     #[must_use]
     pub const fn once(self) -> Self {
         Self { once: true, ..self }
+    }
+
+    /// The same, run beside others: it waits for events with a deadline, or for the kernel to load; it compares no times that
+    /// another test would change, and looks at nothing that others have.
+    #[must_use]
+    pub const fn waits(self) -> Self {
+        Self { waits: true, ..self }
     }
 
     /// The same, but not under emulation, where it would take minutes.
@@ -124,12 +170,23 @@ pub struct Report {
     pub reason: String,
     /// How long it took.
     pub seconds: f64,
+    /// For how long a CPU ran it and those of its children that it waited for.
+    pub cpu_seconds: f64,
     /// What it printed.
     pub output: String,
 }
 
 /// How often a test is run at most, if the machine stands still each time.
 const ATTEMPTS: u32 = 3;
+
+/// What a run of tests says while it goes on.
+#[derive(Debug)]
+pub enum Word<'a> {
+    /// A test begins, or begins again.
+    Begins(&'a Test),
+    /// It has ended, or is to be run again.
+    Ended(Report),
+}
 
 /// Runs tests where their needs are met.
 #[derive(Debug, Default)]
@@ -140,6 +197,51 @@ pub struct Runner {
 }
 
 impl Runner {
+    /// Runs tests, so many at once, and hands over what there is to say, one word at a time.
+    ///
+    /// # Errors
+    ///
+    /// What `tell` says; no further test begins then.
+    pub fn run_all(
+        &self,
+        tests: &[&Test],
+        at_once: usize,
+        tell: &mut dyn FnMut(Word<'_>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let waiting = Mutex::new(tests.iter().copied());
+        let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+        thread::scope(|scope| {
+            // Of no length: a word has been told when the test goes on.
+            let (words, told) = mpsc::sync_channel(0);
+            for _ in 0..at_once.max(1) {
+                let words = words.clone();
+                scope.spawn(move || {
+                    // Nobody listens any more once a word could not be told.
+                    let say = |word| words.send(word).is_ok();
+                    while let Some(test) = next() {
+                        if !self.say_run(test, say) {
+                            return;
+                        }
+                    }
+                });
+            }
+            drop(words);
+            told.into_iter().try_for_each(tell)
+        })
+    }
+
+    /// Runs a test and says so, while somebody listens.
+    fn say_run<'a>(&self, test: &'a Test, say: impl Fn(Word<'a>) -> bool) -> bool {
+        let mut heard = say(Word::Begins(test));
+        if !heard {
+            return false;
+        }
+        let report = self.run(test, |again| {
+            heard = heard && say(Word::Ended(again.clone())) && say(Word::Begins(test));
+        });
+        heard && say(Word::Ended(report))
+    }
+
     /// Runs one test, or says what it lacks. One that fails while the machine stands still is run again, unless its first
     /// word counts; `again` is told of each run that does not.
     pub fn run(&self, test: &Test, mut again: impl FnMut(&Report)) -> Report {
@@ -148,7 +250,7 @@ impl Runner {
         if let Some((need, why)) = missing {
             let reason = format!("{need}: {why}");
             let (test, output) = (test.name, String::new());
-            return Report { test, outcome: Outcome::Skip, reason, seconds: 0.0, output };
+            return Report { test, outcome: Outcome::Skip, reason, seconds: 0.0, cpu_seconds: 0.0, output };
         }
         let attempts = if test.once { 1 } else { ATTEMPTS };
         for _ in 1..attempts {
@@ -164,21 +266,8 @@ impl Runner {
 
     /// One run, and for how long the machine stood still in it.
     fn attempt(&self, test: &Test) -> (Report, Duration) {
-        sweep();
         let watch = Watch::begin();
         let report = child::run(test, &self.arguments);
         (report, watch.end())
-    }
-}
-
-/// Clears away the records of owners that tests before this one have killed: whatever runs first would do so in the middle of
-/// it, and it would find something gone that had been there.
-fn sweep() {
-    if fs::read_dir("/run/faultline").is_ok_and(|mut records| records.next().is_some()) {
-        match Faultline::run(&["sweep"]) {
-            Ok(exit) if exit.code == Some(0) => {}
-            // The test is going to find what is left.
-            other => eprintln!("before it: {other:?}"),
-        }
     }
 }

@@ -14,6 +14,7 @@ use nix::unistd::{Pid, getpgid, getpgrp};
 
 use crate::{
     error::{Context, Failure, Result},
+    harness::RECORDS,
     lab::Netns,
 };
 
@@ -21,8 +22,6 @@ use crate::{
 const PROGRAM_PREFIX: &str = "fl_";
 /// What maps are called in the kernel.
 const MAP_PREFIX: &str = "FL_";
-/// Where the owners' records lie.
-const RECORDS: &str = "/run/faultline";
 /// Where network namespaces have names.
 const NAMED_NETNS: &str = "/run/netns";
 /// Where BPF objects can be made to outlive their owner.
@@ -32,6 +31,9 @@ const PINS: &str = "/sys/fs/bpf";
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inventory {
     lines: BTreeSet<String>,
+    /// Those of them that no process held: what another test's ended process had, which the kernel frees any moment. That
+    /// they are gone later says nothing.
+    unheld: BTreeSet<String>,
 }
 
 impl Inventory {
@@ -41,15 +43,14 @@ impl Inventory {
     ///
     /// The kernel's.
     pub fn take(namespaces: &[&Netns]) -> Result<Self> {
-        let mut lines = BTreeSet::new();
-        bpf(&mut lines)?;
+        let (mut lines, unheld) = bpf()?;
         for folder in [RECORDS, NAMED_NETNS, PINS] {
             files(Path::new(folder), &mut lines)?;
         }
         for (number, netns) in namespaces.iter().enumerate() {
             interfaces(number, netns, &mut lines)?;
         }
-        Ok(Self { lines })
+        Ok(Self { lines, unheld })
     }
 
     /// The same once nothing changes any more: what ended just before still lies about for a while.
@@ -64,7 +65,7 @@ impl Inventory {
         loop {
             let now = Self::take(namespaces)?;
             thread::sleep(STILL);
-            if now == Self::take(namespaces)? || Instant::now() > deadline {
+            if now.difference(&Self::take(namespaces)?).is_none() || Instant::now() > deadline {
                 return Ok(now);
             }
         }
@@ -73,9 +74,11 @@ impl Inventory {
     /// What `after` has more or less than this; nothing if they are equal.
     #[must_use]
     pub fn difference(&self, after: &Self) -> Option<Difference> {
-        let only = |one: &Self, other: &Self| one.lines.difference(&other.lines).cloned().collect();
-        let difference = Difference { gone: only(self, after), new: only(after, self) };
-        (self != after).then_some(difference)
+        let only =
+            |one: &Self, other: &Self| -> Vec<_> { one.lines.difference(&other.lines).cloned().collect() };
+        let (mut gone, new) = (only(self, after), only(after, self));
+        gone.retain(|line| !self.unheld.contains(line));
+        (!gone.is_empty() || !new.is_empty()).then_some(Difference { gone, new })
     }
 
     /// Waits until all is as it was: the kernel frees programs and maps a little after their last user is gone.
@@ -101,6 +104,7 @@ impl Inventory {
         let deadline = Instant::now() + time;
         let only = |inventory: &Self| Self {
             lines: inventory.lines.iter().filter(|line| counts(line)).cloned().collect(),
+            unheld: inventory.unheld.clone(),
         };
         let before = only(self);
         loop {
@@ -152,9 +156,9 @@ fn open(kind: Kind, id: u32) -> Result<Option<OwnedFd>> {
     }
 }
 
-/// Programs and maps by our names, links by their programs; not those of another `faultline` on this machine. An
-/// object may go while it is looked at.
-fn bpf(all: &mut BTreeSet<String>) -> Result {
+/// Programs and maps by our names, links by their programs; not those of another `faultline` on this machine. And those
+/// that nobody holds. An object may go while it is looked at.
+fn bpf() -> Result<(BTreeSet<String>, BTreeSet<String>)> {
     let mut programs = BTreeSet::new();
     let mut lines = BTreeSet::new();
     for id in sys::ids(Kind::Program)? {
@@ -180,35 +184,43 @@ fn bpf(all: &mut BTreeSet<String>) -> Result {
         }
     }
     // Looked for afterwards: what is new since then is of no interest, and what is gone is not there.
-    let others = if lines.is_empty() { BTreeSet::new() } else { held_by_others() };
+    let held = if lines.is_empty() { Held::default() } else { Held::now() };
     let object = |line: &String| line.split(' ').take(2).collect::<Vec<_>>().join(" ");
-    all.extend(lines.into_iter().filter(|line| !others.contains(&object(line))));
-    Ok(())
+    lines.retain(|line| !held.by_others.contains(&object(line)));
+    let unheld = lines.iter().filter(|line| !held.by_us.contains(&object(line))).cloned().collect();
+    Ok((lines, unheld))
 }
 
-/// What other processes than this test's hold open: `program 7`. A test and what it starts are a process group.
-fn held_by_others() -> BTreeSet<String> {
-    let listed = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut held = BTreeSet::new();
-    for process in listed(Path::new("/proc")) {
-        let pid = process.file_name().to_str().and_then(|name| name.parse().ok()).map(Pid::from_raw);
-        // Processes and files come and go while they are looked at.
-        let Some(group) = pid.and_then(|pid| getpgid(Some(pid)).ok()) else { continue };
-        if group == getpgrp() {
-            continue;
+/// What processes hold open: `program 7`.
+#[derive(Debug, Default)]
+struct Held {
+    /// By this test's: it and what it starts are a process group.
+    by_us: BTreeSet<String>,
+    by_others: BTreeSet<String>,
+}
+
+impl Held {
+    fn now() -> Self {
+        let listed = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten();
+        let mut held = Self::default();
+        for process in listed(Path::new("/proc")) {
+            let pid = process.file_name().to_str().and_then(|name| name.parse().ok()).map(Pid::from_raw);
+            // Processes and files come and go while they are looked at.
+            let Some(group) = pid.and_then(|pid| getpgid(Some(pid)).ok()) else { continue };
+            let held = if group == getpgrp() { &mut held.by_us } else { &mut held.by_others };
+            for file in listed(&process.path().join("fdinfo")) {
+                let text = fs::read_to_string(file.path()).unwrap_or_default();
+                let fields = text.lines().filter_map(|line| line.split_once(":\t"));
+                held.extend(fields.filter_map(|(field, id)| match field {
+                    "prog_id" => Some(format!("program {id}")),
+                    "map_id" => Some(format!("map {id}")),
+                    "link_id" => Some(format!("link {id}")),
+                    _ => None,
+                }));
+            }
         }
-        for file in listed(&process.path().join("fdinfo")) {
-            let text = fs::read_to_string(file.path()).unwrap_or_default();
-            let fields = text.lines().filter_map(|line| line.split_once(":\t"));
-            held.extend(fields.filter_map(|(field, id)| match field {
-                "prog_id" => Some(format!("program {id}")),
-                "map_id" => Some(format!("map {id}")),
-                "link_id" => Some(format!("link {id}")),
-                _ => None,
-            }));
-        }
+        held
     }
-    held
 }
 
 /// What lies in a folder and below; the folder itself may be there or not.

@@ -58,9 +58,10 @@ pub fn tests() -> Vec<&'static Test> {
     files.into_iter().chain(folders).flatten().collect()
 }
 
-/// The test of this name, those included that only the runner's own test runs.
+/// The test of this name, `#3` and the like left out: its third run. Those included that only the runner's own test runs.
 #[must_use]
 pub fn find(name: &str) -> Option<&'static Test> {
+    let name = name.split_once('#').map_or(name, |(name, _)| name);
     tests().into_iter().chain(decoys::DECOYS).find(|test| test.name == name)
 }
 

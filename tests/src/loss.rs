@@ -1,9 +1,10 @@
 //! Packet loss, from the command line to the packet: which are lost, how many, and that nobody else's are.
 //!
 //! Seeds are fixed, and where packets are sent from one CPU their fates are a function of seed, rule and CPU:
-//! those tests pass always or never on a given CPU. Each says how likely it is that a right program fails.
+//! those tests pass always or never on a given CPU, and counts are compared with what `stats::acceptance` allows on any.
 
 mod conversation;
+mod features;
 mod frame;
 mod load;
 mod matrix;
@@ -38,22 +39,24 @@ pub(crate) const TESTS: &[Test] = &[
     needing_xdp("loss::rates_in_by_xdp", rates::received).timeout(60).slow(),
     needing_bpf("loss::rates_out_by_tc", rates::sent).timeout(60).slow(),
     needing_bpf("loss::same_seed_same_packets", repeat::same_seed).slow(),
-    needing_bpf("loss::every_protocol_in", matrix::received),
-    needing_bpf("loss::every_protocol_out", matrix::sent),
-    needing_xdp("loss::selectors", select::rows).timeout(180).slow(),
+    needing_bpf("loss::every_protocol_in", matrix::received).waits(),
+    needing_bpf("loss::every_protocol_out", matrix::sent).waits(),
+    needing_xdp("loss::selectors", select::rows).timeout(180).slow().waits(),
     needing_xdp("loss::selectors_of_64_rules", select::all_at_once),
     needing_xdp("loss::rules_count_apart", select::nested),
     needing_xdp("loss::both_is_the_conversation", conversation::both),
     needing_bpf("loss::both_hits_replies_of_real_traffic", conversation::tcp_and_echo),
     needing_bpf("loss::netns_of_a_process", conversation::netns_of_a_process),
     needing_bpf("loss::windows", window::rows).slow(),
-    needing_xdp("loss::packet_shapes", shapes::rows),
+    needing_xdp("loss::packet_shapes", shapes::rows).waits(),
     needing_bpf("loss::fragments_of_datagrams", shapes::fragments).slow(),
     needing_bpf("loss::tcp_feels_a_lossy_wire", tcp::like_a_wire).timeout(60).slow(),
     needing_bpf("loss::udp_sender_is_told_nothing", tcp::udp_is_told_nothing),
-    needing_bpf("loss::super_packets_are_told", tcp::super_packets).slow(),
-    needing_bpf("load::some_shapes", load::some_shapes).timeout(60),
-    needing_bpf("load::every_shape", load::every_shape).timeout(120).slow(),
+    needing_bpf("loss::super_packets_are_told", tcp::super_packets).slow().waits(),
+    needing_bpf("load::each_feature_and_all", features::alone).timeout(120).waits(),
+    needing_bpf("load::pairs_of_features", features::pairs).timeout(120).waits(),
+    needing_bpf("load::some_shapes", load::some_shapes).timeout(60).waits(),
+    needing_bpf("load::every_shape", load::every_shape).timeout(120).slow().waits(),
     needing_xdp("loss::an_owner_that_runs_shields_nobody", owner::shields_nobody).needs(&[
         Need::Root,
         Need::Btf,

@@ -11,7 +11,7 @@ use std::{
 use clap::Parser;
 use faultline_tests::{
     calls, faultline, find,
-    harness::{Outcome, Report, Runner, Share, Test, run_one, set_emulated},
+    harness::{Cell, Cells, Hand, Outcome, Report, Runner, Test, Word, run_one, set_emulated, set_gate},
     tests,
 };
 
@@ -33,9 +33,21 @@ struct Cli {
     /// This machine is emulated in software: leave out tests that would take minutes, repeat less, wait longer
     #[arg(long)]
     emulated: bool,
-    /// Only one of so many shares of the tests that no kernel decides the outcome of, such as 1/2, or all others, 0/2
+    /// Leave out what `--every-kernel` alone runs on this kernel, by its column of tests/cells.txt
+    #[arg(long, value_name = "KERNEL")]
+    gate: Option<String>,
+    /// Only one of so many hands that the tests are dealt to, such as 1/2
     #[arg(long)]
-    share: Option<Share>,
+    hand: Option<Hand>,
+    /// How many of those tests run side by side that wait rather than measure
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    jobs: usize,
+    /// Run each test so often
+    #[arg(long, value_name = "N")]
+    repeat: Option<u32>,
+    /// Try fewer random moments
+    #[arg(long, hide = true)]
+    brief: bool,
     /// Run this test here, in this process
     #[arg(long, value_name = "NAME", hide = true)]
     run_one: Option<String>,
@@ -55,6 +67,9 @@ fn main() -> ExitCode {
     if cli.emulated {
         set_emulated();
     }
+    if cli.brief {
+        set_gate();
+    }
     match run(&cli) {
         Ok(code) => code,
         Err(error) => {
@@ -71,12 +86,10 @@ fn run(cli: &Cli) -> io::Result<ExitCode> {
             None => Err(io::Error::other(format!("no test is called {name}"))),
         };
     }
-    let chosen: Vec<&Test> = tests().into_iter().filter(|test| is_chosen(test, cli)).collect();
-    if chosen.is_empty() {
-        return Err(io::Error::other(format!("no test's name contains {}", cli.filter.join(" or "))));
-    }
+    let cells = Cells::read().map_err(|error| io::Error::other(format!("tests/cells.txt: {error}")))?;
+    let chosen = chosen(cli, &cells)?;
     if cli.list {
-        return list(&chosen);
+        return if cli.json { list_json(&chosen, &cells) } else { list(&chosen) };
     }
     let _alone = alone()?;
     let mut runner = Runner::default();
@@ -84,22 +97,25 @@ fn run(cli: &Cli) -> io::Result<ExitCode> {
         runner.arguments = vec!["--faultline".into(), path.display().to_string()];
     }
     runner.arguments.extend(cli.emulated.then(|| "--emulated".into()));
+    runner.arguments.extend(cli.gate.is_some().then(|| "--brief".into()));
     let mut counts = [0; 4];
-    for test in chosen {
-        if cli.json {
-            // Should this kernel not survive the test, that is the last word on it.
-            announce(test)?;
+    let mut tell = |word: Word<'_>| match word {
+        // Should this kernel not survive the test, that is the last word on it.
+        Word::Begins(test) => {
+            if cli.json {
+                announce(test)
+            } else {
+                Ok(())
+            }
         }
-        // Should its last word not be told, that one must be.
-        let mut told = Ok(());
-        let report = runner.run(test, |again| {
-            counts[again.outcome as usize] += 1;
-            told = print(again, cli.json).and_then(|()| if cli.json { announce(test) } else { Ok(()) });
-        });
-        told?;
-        counts[report.outcome as usize] += 1;
-        print(&report, cli.json)?;
-    }
+        Word::Ended(report) => {
+            counts[report.outcome as usize] += 1;
+            print(&report, cli.json)
+        }
+    };
+    let (waiting, measuring): (Vec<_>, Vec<_>) = chosen.into_iter().partition(|test| test.waits);
+    runner.run_all(&measuring, 1, &mut tell)?;
+    runner.run_all(&waiting, cli.jobs, &mut tell)?;
     let [passed, failed, skipped, again] = counts;
     if !cli.json {
         if again > 0 {
@@ -108,6 +124,38 @@ fn run(cli: &Cli) -> io::Result<ExitCode> {
         writeln!(io::stdout(), "{passed} passed, {failed} failed, {skipped} skipped")?;
     }
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The tests that are asked for.
+fn chosen(cli: &Cli, cells: &Cells) -> io::Result<Vec<&'static Test>> {
+    if let Some(kernel) = &cli.gate
+        && !cells.kernels().contains(&kernel.as_str())
+    {
+        let known = cells.kernels().join(", ");
+        return Err(io::Error::other(format!("tests/cells.txt has no column {kernel}; it has {known}")));
+    }
+    let is_chosen = |test: &&Test| {
+        let named =
+            cli.filter.is_empty() || cli.filter.iter().any(|filter| test.name.contains(filter.as_str()));
+        let left_out = cli.gate.as_ref().is_some_and(|kernel| cells.cell(test, kernel) == Some(Cell::Full));
+        named && !left_out && !(cli.emulated && test.slow)
+    };
+    let mut chosen: Vec<&Test> = tests().into_iter().filter(is_chosen).collect();
+    if chosen.is_empty() {
+        return Err(io::Error::other(format!("no test's name contains {}", cli.filter.join(" or "))));
+    }
+    if let Some(hand) = cli.hand {
+        chosen = hand.of(&chosen);
+    }
+    if let Some(times) = cli.repeat {
+        // There are as many as are asked for, and they last as long as this process.
+        let numbered = |test: &Test, number| Test { name: format!("{}#{number}", test.name).leak(), ..*test };
+        chosen = chosen
+            .into_iter()
+            .flat_map(|test| (1..=times).map(move |number| &*Box::leak(Box::new(numbered(test, number)))))
+            .collect();
+    }
+    Ok(chosen)
 }
 
 /// Waits until no other run is under way: the tests list what the whole machine has attached. The kernel lets go of
@@ -125,11 +173,6 @@ fn announce(test: &Test) -> io::Result<()> {
     out.flush()
 }
 
-fn is_chosen(test: &Test, cli: &Cli) -> bool {
-    let named = cli.filter.is_empty() || cli.filter.iter().any(|filter| test.name.contains(filter.as_str()));
-    named && !(cli.emulated && test.slow) && cli.share.is_none_or(|share| share.has(test))
-}
-
 fn list(tests: &[&Test]) -> io::Result<ExitCode> {
     for test in tests {
         let needs: Vec<String> = test.needs.iter().map(ToString::to_string).collect();
@@ -144,13 +187,21 @@ fn list(tests: &[&Test]) -> io::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// One line a test: its name, and its cells by kernel.
+fn list_json(tests: &[&Test], cells: &Cells) -> io::Result<ExitCode> {
+    for test in tests {
+        writeln!(io::stdout(), "{}", serde_json::json!({ "test": test.name, "cells": cells.row(test) }))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 fn print(report: &Report, json: bool) -> io::Result<()> {
     let mut out = io::stdout().lock();
     if json {
         writeln!(out, "{}", serde_json::to_string(report)?)?;
         return out.flush();
     }
-    let Report { test, outcome, reason, seconds, output } = report;
+    let Report { test, outcome, reason, seconds, cpu_seconds: _, output } = report;
     match outcome {
         Outcome::Pass => writeln!(out, "ok   {test} ({seconds:.1} s)")?,
         Outcome::Skip => writeln!(out, "skip {test} {reason}")?,

@@ -1,6 +1,6 @@
 //! Links that differ from peer to peer: each has what the profile says, also while that changes.
 //!
-//! Seeds are fixed; a test says how likely a right program is to fail it on another CPU's numbers.
+//! Seeds are fixed; counts are compared with what `stats::acceptance` allows on any CPU's numbers.
 
 use std::{
     fmt::Write as _,
@@ -126,7 +126,6 @@ fn delayed(what: &str, flow: &Probe, asked: i64) -> Result {
     Ok(())
 }
 
-/// A right program fails once in 10,000 times on another CPU's numbers.
 fn each() -> Result {
     let lab = lab(&[3, 4, 5, 6])?;
     let mut text = String::from("# who is where\n");
@@ -150,7 +149,7 @@ fn each() -> Result {
         delayed(&what("far"), &far, 90)?;
         delayed(&what("unlisted"), &free, 0)?;
         let came = lossy.run(pace)?.0.len() as u64;
-        let expected = acceptance(count.into(), 0.7, 0.9999);
+        let expected = acceptance(count.into(), 0.7);
         ensure!(expected.contains(&came), "{}: {came} of {count} came", what("lossy"));
         let came = slow.run(full)?.0.len();
         // 120 packets in half a second, those that wait, and some more if the machine is late.

@@ -30,9 +30,9 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("sever::refuse_one_cgroup", refuse).needs(CONNECT),
     Test::new("sever::refuse_spares", refuse_spares).needs(CONNECT),
     Test::new("sever::refuse_of_several", refuse_of_several).needs(CONNECT),
-    Test::new("sever::reset_both_ends", reset).needs(BPF).timeout(60),
+    Test::new("sever::reset_both_ends", reset).needs(BPF).timeout(60).waits(),
     Test::new("sever::reset_on_loopback", reset_on_loopback).needs(BPF),
-    Test::new("sever::timeout_once_it_stands", timeout).needs(BPF).timeout(60),
+    Test::new("sever::timeout_once_it_stands", timeout).needs(BPF).timeout(60).waits(),
     Test::new("sever::killed", killed).needs(CONNECT).once(),
     Test::new("sever::what_cannot_be", refused).needs(&[Need::Root, Need::Btf]),
 ];

@@ -28,7 +28,7 @@ use crate::{
     ensure,
     error::{Context, Result},
     faultline::{Event, Faultline},
-    harness::{Need, Test, is_emulated, patience},
+    harness::{Need, Test, is_emulated, moments, patience},
 };
 
 const NEEDS: &[Need] = &[Need::Root, Need::IoMax, Need::Disks];
@@ -287,7 +287,7 @@ fn prepare(scene: &Scene, words: &str) -> Result<String> {
 }
 
 fn killed() -> Result {
-    let rounds = if is_emulated() { 6 } else { 12 };
+    let rounds = moments(if is_emulated() { 6 } else { 12 });
     let mut scene = Scene::new()?;
     let mut left = 0;
     for before in BEFORE {

@@ -96,23 +96,31 @@ pub fn interval(events: u64, trials: u64, confidence: f64) -> (f64, f64) {
     (low, high)
 }
 
-/// The counts that `trials` at `rate` lie among with at least this confidence, the two tails cut equally.
+/// The chance that a count is not accepted though all is right. No test looks at a hundred of them, so that each fails with a
+/// chance below 1e-6.
+pub const FALSE_ALARM: f64 = 1e-8;
+
+/// The counts that `trials` at `rate` lie among, but for [`FALSE_ALARM`].
 ///
 /// # Panics
 ///
-/// If the rate is not a probability, or the confidence is not between 0 and 1.
+/// If the rate is not a probability.
 #[must_use]
-pub fn acceptance(trials: u64, rate: f64, confidence: f64) -> RangeInclusive<u64> {
-    assert!((0.0..=1.0).contains(&rate) && confidence > 0.0 && confidence < 1.0);
+pub fn acceptance(trials: u64, rate: f64) -> RangeInclusive<u64> {
+    counts(trials, rate, FALSE_ALARM)
+}
+
+/// The same but for this chance, the two tails cut equally.
+fn counts(trials: u64, rate: f64, outside: f64) -> RangeInclusive<u64> {
+    assert!((0.0..=1.0).contains(&rate) && outside > 0.0 && outside < 1.0);
     if trials == 0 || rate == 0.0 {
         return 0..=0;
     }
     if rate == 1.0 {
         return trials..=trials;
     }
-    let tail = (1.0 - confidence) / 2.0;
     let distribution = Distribution::new(trials, rate);
-    distribution.quantile(tail)..=distribution.quantile(1.0 - tail)
+    distribution.quantile(outside / 2.0)..=distribution.quantile(1.0 - outside / 2.0)
 }
 
 /// Where between 0 and 1 a condition that holds first ends.
@@ -164,7 +172,7 @@ mod tests {
             (200_000, 0.0, 0, 0),
             (0, 0.3, 0, 0),
         ] {
-            assert_eq!(acceptance(trials, rate, 0.999), low..=high, "{trials} at {rate}");
+            assert_eq!(counts(trials, rate, 0.001), low..=high, "{trials} at {rate}");
         }
     }
 
@@ -172,7 +180,7 @@ mod tests {
     #[test]
     fn the_two_agree() {
         let rate = 0.3;
-        let counts = acceptance(5000, rate, 0.999);
+        let counts = counts(5000, rate, 0.001);
         for (count, inside) in [
             (*counts.start(), true),
             (counts.start() - 1, false),

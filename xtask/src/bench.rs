@@ -41,6 +41,7 @@ pub(crate) fn run(part: Option<Part>) -> Result<()> {
         run_command(&mut as_root(&folder.join("fl-bench")))?;
     }
     if wanted(Part::Time) {
+        setup::bench_programs()?;
         // Linked dynamically, as what libfaketime is for must be.
         let folder = build_dynamic(&["faultline", "fl-clock", "fl-time-bench"])?;
         println!("\nclocks, on this machine's kernel");
@@ -56,7 +57,7 @@ pub(crate) fn run(part: Option<Part>) -> Result<()> {
 }
 
 fn in_guests(what: &str, programs: &[&str], command: &str) -> Result<()> {
-    setup::guest_tools()?;
+    setup::bench_programs()?;
     let guests = Guests::with(&KERNELS.map(String::from), programs)?;
     println!("\n{what}, in guests under QEMU without hardware virtualisation");
     let done = guests.hear(command, DEADLINE, &mut |_, line| println!("{line}"))?;

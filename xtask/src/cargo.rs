@@ -3,7 +3,8 @@
 use std::{
     env,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
+    sync::OnceLock,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -67,7 +68,7 @@ const STATIC_TARGET: &str = "x86_64-unknown-linux-gnu";
 /// If the build fails.
 pub(crate) fn build(binaries: &[&str]) -> Result<PathBuf> {
     run(&mut with_binaries(statically("build"), binaries))?;
-    Ok(target().join(STATIC_TARGET).join("release"))
+    Ok(target()?.join(STATIC_TARGET).join("release"))
 }
 
 /// The same, linked as `cargo build --release` does.
@@ -79,7 +80,7 @@ pub(crate) fn build_dynamic(binaries: &[&str]) -> Result<PathBuf> {
     let mut cargo = cargo();
     cargo.args(["build", "--release", "--workspace"]);
     run(&mut with_binaries(cargo, binaries))?;
-    Ok(target().join("release"))
+    Ok(target()?.join("release"))
 }
 
 /// One of cargo's commands for the whole workspace, so that whatever two of them need is compiled once.
@@ -98,8 +99,26 @@ fn with_binaries(mut cargo: Command, binaries: &[&str]) -> Command {
     cargo
 }
 
-fn target() -> PathBuf {
-    env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+/// Where cargo puts what it makes of this workspace, whoever says so: a variable, a file of settings or nobody.
+///
+/// # Errors
+///
+/// If cargo does not say.
+pub(crate) fn target() -> Result<&'static Path> {
+    #[derive(serde::Deserialize)]
+    struct Metadata {
+        target_directory: PathBuf,
+    }
+    static TARGET: OnceLock<PathBuf> = OnceLock::new();
+    if let Some(target) = TARGET.get() {
+        return Ok(target);
+    }
+    let mut command = cargo();
+    command.args(["metadata", "--no-deps", "--format-version", "1"]);
+    let output = command.stderr(Stdio::inherit()).output().with_context(|| shown(&command))?;
+    ensure!(output.status.success(), "`{}` failed: {}", shown(&command), output.status);
+    let metadata: Metadata = serde_json::from_slice(&output.stdout).with_context(|| shown(&command))?;
+    Ok(TARGET.get_or_init(|| metadata.target_directory))
 }
 
 /// A program that must run as root: by itself, or through sudo, which then runs it and nothing else.

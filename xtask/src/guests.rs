@@ -2,7 +2,7 @@
 
 use std::{
     num::NonZero,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::Duration,
@@ -12,17 +12,33 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
 use crate::{
-    cargo::{build, is_root, workspace},
+    cargo::{build, is_root, target, workspace},
+    cells::Cells,
     matrix::Matrix,
     setup,
-    vm::{Ending, Found, Kernel, Run, Tier},
+    vm::{ERROR_INJECTION, Ending, Found, Kernel, Run, Tier},
 };
 
 /// A guest that takes longer than all tests together is stuck.
 const DEADLINE: Duration = Duration::from_secs(2700);
 
-/// In how many boots a kernel runs what it is dealt.
-const SHARES: usize = 4;
+/// In how many boots a kernel runs all its tests, and in how many the kernel that has it all runs those of the gate. These
+/// are short, so that no CPU is left without work for long.
+const HANDS: usize = 4;
+
+/// The programs that tests need.
+pub(crate) const PROGRAMS: [&str; 3] = ["faultline", "fl-tests", "fl-clock"];
+
+/// What a run of tests in guests is to be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scope<'a> {
+    /// Only tests whose names contain one of these.
+    pub(crate) filter: &'a [String],
+    /// Those of the gate alone, on kernels with a column in the list.
+    pub(crate) gate: Option<&'a Cells>,
+    /// How often each, if not once.
+    pub(crate) repeat: Option<u32>,
+}
 
 /// `cargo xtask vm`.
 #[derive(Debug, Args)]
@@ -33,8 +49,11 @@ pub(crate) struct Options {
     /// Only tests whose names contain one of these
     #[arg(long = "test", value_name = "FILTER")]
     tests: Vec<String>,
+    /// Run each test so often
+    #[arg(long, value_name = "N")]
+    repeat: Option<u32>,
     /// A shell in the guest instead, with faultline, ip and tc there
-    #[arg(long, conflicts_with = "tests")]
+    #[arg(long, conflicts_with_all = ["tests", "repeat"])]
     shell: bool,
 }
 
@@ -45,35 +64,65 @@ pub(crate) struct Options {
 /// If something does not build, no guest can be had, or a test failed.
 pub(crate) fn run(options: &Options) -> Result<()> {
     setup::build_tools()?;
-    setup::guest_tools()?;
+    setup::test_programs()?;
     let guests = Guests::new(&options.kernels)?;
     if options.shell {
         return guests.shell();
     }
     ensure!(!guests.kernels.is_empty(), "there is no kernel to boot");
     let mut matrix = Matrix::default();
-    guests.test(&options.tests, false, &mut matrix)?;
+    guests.test(Scope { filter: &options.tests, gate: None, repeat: options.repeat }, &mut matrix);
     matrix.print();
     matrix.verdict(&[])
+}
+
+/// Kernels that guests can boot.
+pub(crate) struct Kernels {
+    tier: Tier,
+    ready: Vec<Kernel>,
+    /// The names of those that cannot be had, and why.
+    missing: Vec<(String, String)>,
+}
+
+impl Kernels {
+    /// Fetches those wanted, or all. What cannot be had is named.
+    ///
+    /// # Errors
+    ///
+    /// If they cannot be kept.
+    pub(crate) fn find(wanted: &[String]) -> Result<Self> {
+        let mut kernels =
+            Self { tier: Tier::new(workspace(), target()?), ready: Vec::new(), missing: Vec::new() };
+        for found in kernels.tier.kernels(wanted)? {
+            match found {
+                Found::Ready(kernel) => kernels.ready.push(kernel),
+                Found::Missing { name, reason } => {
+                    println!("kernel {name} cannot be had: {reason}");
+                    kernels.missing.push((name, reason));
+                }
+            }
+        }
+        Ok(kernels)
+    }
 }
 
 /// The guests there are, and what runs in them.
 pub(crate) struct Guests {
     tier: Tier,
     kernels: Vec<Kernel>,
-    /// The names of those that cannot be had.
-    missing: Vec<String>,
+    /// The names of those that cannot be had, and why.
+    missing: Vec<(String, String)>,
     binaries: Vec<PathBuf>,
 }
 
 impl Guests {
-    /// Fetches the kernels wanted, or all, and builds what runs on them. Those that cannot be had are named.
+    /// Fetches the kernels wanted, or all, and builds what tests run on them.
     ///
     /// # Errors
     ///
     /// If something does not build.
     pub(crate) fn new(wanted: &[String]) -> Result<Self> {
-        Self::with(wanted, &["faultline", "fl-tests", "fl-clock"])
+        Self::with(wanted, &PROGRAMS)
     }
 
     /// The same with these programs of ours in them.
@@ -82,73 +131,81 @@ impl Guests {
     ///
     /// As [`new`](Self::new).
     pub(crate) fn with(wanted: &[String], names: &[&str]) -> Result<Self> {
-        let tier = Tier::new(workspace());
-        let (mut kernels, mut missing) = (Vec::new(), Vec::new());
-        for found in tier.kernels(wanted)? {
-            match found {
-                Found::Ready(kernel) => kernels.push(kernel),
-                Found::Missing { name, reason } => {
-                    println!("kernel {name} cannot be had: {reason}");
-                    missing.push(name);
-                }
-            }
-        }
-        let folder = build(names)?;
-        Ok(Self { tier, kernels, missing, binaries: names.iter().map(|name| folder.join(name)).collect() })
+        Ok(Self::of(Kernels::find(wanted)?, &build(names)?, names))
     }
 
-    /// Whether every kernel wanted is there.
-    pub(crate) fn are_all(&self) -> bool {
-        self.missing.is_empty()
+    /// Guests of these kernels, with programs that have been built into a folder.
+    pub(crate) fn of(kernels: Kernels, folder: &Path, names: &[&str]) -> Self {
+        let Kernels { tier, ready, missing } = kernels;
+        let binaries = names.iter().map(|name| folder.join(name)).collect();
+        Self { tier, kernels: ready, missing, binaries }
     }
 
-    /// Runs the tests in every guest, in as many at a time as there are CPUs: a test keeps one of them busy. Tests whose
-    /// outcome no kernel decides may be dealt out, so that each is run by one guest.
-    ///
-    /// # Errors
-    ///
-    /// If QEMU cannot be run at all.
-    pub(crate) fn test(&self, filter: &[String], dealt: bool, matrix: &mut Matrix) -> Result<()> {
-        let words = filter.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
-        let turns = if dealt { self.deal() } else { self.kernels.iter().map(|it| (it, "".into())).collect() };
-        let at_once = thread::available_parallelism().map_or(1, NonZero::get);
-        let waiting = Mutex::new(turns.into_iter());
+    /// The names of the kernels that were wanted, and why one of them cannot be had.
+    pub(crate) fn names(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
+        let ready = self.kernels.iter().map(|kernel| (kernel.name.as_str(), None));
+        ready.chain(self.missing.iter().map(|(name, reason)| (name.as_str(), Some(reason.as_str()))))
+    }
+
+    /// Runs the tests in every guest, in half as many again at a time as there are CPUs: a test keeps one of them busy two
+    /// thirds of its time. For how long each kernel would have kept all of them.
+    pub(crate) fn test(&self, scope: Scope<'_>, matrix: &mut Matrix) -> Vec<(String, Duration)> {
+        let words = scope.filter.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
+        let repeat = scope.repeat.map(|times| format!("--repeat {times}")).unwrap_or_default();
+        let at_once = thread::available_parallelism().map_or(1, NonZero::get) * 3 / 2;
+        let waiting = Mutex::new(self.turns(scope).into_iter());
+        let mut took: Vec<_> = self.kernels.iter().map(|it| (it.name.clone(), Duration::ZERO)).collect();
+        let boots = Mutex::new(Vec::new());
         let matrix = Mutex::new(matrix);
         thread::scope(|scope| {
-            let work = || -> Result<()> {
-                while let Some((kernel, share)) = next(&waiting) {
-                    let command = format!("fl-tests --json --emulated {share} {words} >$FAULTLINE_RESULTS");
-                    self.test_in(kernel, &command, &matrix)?;
-                }
-                Ok(())
+            for _ in 0..at_once {
+                scope.spawn(|| {
+                    while let Some((kernel, options)) = next(&waiting) {
+                        let command = format!(
+                            "fl-tests --json --emulated {options} {repeat} {words} >$FAULTLINE_RESULTS"
+                        );
+                        let boot = self.test_in(kernel, &command, &matrix);
+                        locked(&boots).push((&kernel.name, boot));
+                    }
+                });
+            }
+        });
+        let at_once = u32::try_from(at_once).unwrap_or(u32::MAX);
+        for (kernel, boot) in locked(&boots).drain(..) {
+            took.iter_mut().filter(|(name, _)| name == kernel).for_each(|(_, sum)| *sum += boot / at_once);
+        }
+        took
+    }
+
+    /// Which kernel boots for what, in this order. Who boots once comes first, for that takes longest.
+    fn turns(&self, scope: Scope<'_>) -> Vec<(&Kernel, String)> {
+        let mut turns = Vec::new();
+        for kernel in &self.kernels {
+            let gate = scope.gate.filter(|cells| cells.has(&kernel.name));
+            let gate_option = gate.map(|_| format!("--gate {}", quoted(&kernel.name))).unwrap_or_default();
+            let hands = match gate {
+                _ if !scope.filter.is_empty() => 1,
+                Some(_) if kernel.name != ERROR_INJECTION => 1,
+                _ => HANDS,
             };
-            let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
-            workers
-                .into_iter()
-                .try_for_each(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-        })
+            for number in 1..=hands {
+                turns.push((hands, kernel, format!("{gate_option} --hand {number}/{hands}")));
+            }
+        }
+        turns.sort_by_key(|(hands, ..)| *hands);
+        turns.into_iter().map(|(_, kernel, options)| (kernel, options)).collect()
     }
 
-    /// Which kernel boots for what, in this order: each for what all are to run, then each that is no other's twin for its
-    /// shares of the rest. These are short, so that no CPU is left without work for long.
-    fn deal(&self) -> Vec<(&Kernel, String)> {
-        let players: Vec<_> = self.kernels.iter().filter(|kernel| !self.has_twin(kernel)).collect();
-        let shares = players.len() * SHARES;
-        let everywhere = self.kernels.iter().map(|kernel| (kernel, 0));
-        let rest = players.iter().copied().cycle().zip(1..=shares);
-        everywhere.chain(rest).map(|(kernel, share)| (kernel, format!("--share {share}/{shares}"))).collect()
-    }
-
-    /// Whether another kernel is the same but for its configuration: `6.12` of `6.12-error-injection`.
-    fn has_twin(&self, kernel: &Kernel) -> bool {
-        let twin = kernel.name.split_once('-').map(|(version, _)| version);
-        self.kernels.iter().any(|other| Some(other.name.as_str()) == twin)
-    }
-
-    fn test_in(&self, kernel: &Kernel, command: &str, matrix: &Mutex<&mut Matrix>) -> Result<()> {
+    fn test_in(&self, kernel: &Kernel, command: &str, matrix: &Mutex<&mut Matrix>) -> Duration {
         println!("guest {} ({}) boots", kernel.name, kernel.origin);
         let run = self.plan(kernel, Some(command));
-        let report = self.tier.run(&run, &mut |line| locked(matrix).accept(&kernel.name, line))?;
+        let report = match self.tier.run(&run, &mut |line| locked(matrix).accept(&kernel.name, line)) {
+            Ok(report) => report,
+            Err(error) => {
+                locked(matrix).broken(&kernel.name, format!("could not be run: {error:#}"));
+                return Duration::ZERO;
+            }
+        };
         let words = match &report.ending {
             Ending::Exited(_) => None,
             Ending::Unbooted(words) => Some(format!("did not boot: {words}")),
@@ -165,7 +222,7 @@ impl Guests {
             println!("the end of the console of {}:\n{}", kernel.name, report.console_tail());
         }
         println!("guest {}: {:.1} s", kernel.name, report.took.as_secs_f64());
-        Ok(())
+        report.took
     }
 
     /// What a command prints in each guest, by the kernel's name.
@@ -197,7 +254,9 @@ impl Guests {
         deadline: Duration,
         take: &mut dyn FnMut(&Kernel, &str),
     ) -> Result<bool> {
-        ensure!(self.missing.is_empty(), "cannot be had: {}", self.missing.join(", "));
+        if let Some((name, reason)) = self.missing.first() {
+            bail!("kernel {name} cannot be had: {reason}");
+        }
         let command = format!("{command} >$FAULTLINE_RESULTS");
         let mut success = true;
         for kernel in &self.kernels {

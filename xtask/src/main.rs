@@ -2,13 +2,16 @@
 
 mod bench;
 mod cargo;
+mod cells;
 mod demo;
 mod fidelity;
 mod guests;
 mod kernels;
+mod lint;
 mod matrix;
 mod peers;
 mod setup;
+mod stages;
 mod test;
 mod vm;
 
@@ -26,21 +29,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Install what the build needs, and say what
+    /// Install what the build needs
     Setup,
     /// Inject packet loss into real traffic and show the figures
     Demo,
-    /// Run all tests, on this machine's kernel and in guests
-    Test {
-        /// Only integration tests whose names contain one of these
-        filter: Vec<String>,
-        /// On this machine's kernel only; a test may be skipped then that only guests can run
-        #[arg(long)]
-        no_guests: bool,
-        /// Every test in every guest, also those that no kernel decides the outcome of, which are dealt out otherwise
-        #[arg(long, conflicts_with = "no_guests")]
-        every_kernel: bool,
-    },
+    /// Run all tests: on this machine's kernel, on a guest that has it all, and what differs on the other kernels
+    Test(test::Options),
     /// Run the integration tests in guests under QEMU, or a shell
     Vm(guests::Options),
     /// Ask the doctor on every kernel and write docs/kernels.md
@@ -63,7 +57,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Setup => setup::run(),
         Command::Demo => demo::run(),
-        Command::Test { filter, no_guests, every_kernel } => test::run(&filter, !no_guests, every_kernel),
+        Command::Test(options) => test::run(&options),
         Command::Vm(options) => guests::run(&options),
         Command::Kernels => kernels::run(),
         Command::Bench { part } => bench::run(part),

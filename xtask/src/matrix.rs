@@ -1,13 +1,20 @@
 //! Which test came out how on which kernel.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, bail};
 
 use crate::{
+    cells::Cells,
     test::Counts,
-    vm::{Outcome, TestResult},
+    vm::{NEWEST, Outcome, TestResult},
 };
+
+/// Kernels whose failures are shown and do not count.
+const UNCOUNTED: [&str; 1] = [NEWEST];
+
+/// How many tests the closing table names that took longest.
+const SLOWEST: usize = 20;
 
 /// The results so far.
 #[derive(Debug, Default)]
@@ -18,7 +25,9 @@ pub(crate) struct Matrix {
     cells: BTreeMap<(String, String), TestResult>,
     /// What is wrong beyond a test that failed.
     broken: Vec<String>,
-    /// The runs that a machine which stood still made worthless.
+    /// The same on kernels that do not count.
+    uncounted: Vec<String>,
+    /// The runs that a machine which stood still made worthless, and why.
     disturbed: Vec<String>,
 }
 
@@ -30,14 +39,12 @@ impl Matrix {
             return;
         };
         show(kernel, &result);
-        if !self.kernels.iter().any(|known| known == kernel) {
-            self.kernels.push(kernel.into());
-        }
+        self.know(kernel);
         if !self.tests.contains(&result.test) {
             self.tests.push(result.test.clone());
         }
         if result.outcome == Outcome::Again {
-            self.disturbed.push(format!("{kernel} {}", result.test));
+            self.disturbed.push(format!("{kernel} {}: {}", result.test, result.reason));
         }
         self.cells.insert((result.test.clone(), kernel.into()), result);
     }
@@ -45,13 +52,36 @@ impl Matrix {
     /// Notes that a kernel's run did not go as it should.
     pub(crate) fn broken(&mut self, kernel: &str, words: String) {
         println!("{kernel} {words}");
-        self.broken.push(format!("{kernel} {words}"));
+        let words = format!("{kernel} {words}");
+        if counts(kernel) { &mut self.broken } else { &mut self.uncounted }.push(words);
+        self.know(kernel);
+    }
+
+    fn know(&mut self, kernel: &str) {
         if !self.kernels.iter().any(|known| known == kernel) {
             self.kernels.push(kernel.into());
         }
     }
 
-    /// The table.
+    /// Fails each cell that was to run on a kernel and did not. A kernel's twin of another name has no list and loses none.
+    pub(crate) fn hold_against(&mut self, cells: &Cells, kernel: &str, every_kernel: bool) {
+        let wanted = cells.wanted(kernel, every_kernel);
+        let mut lost: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for test in wanted {
+            let why = match self.cell(test, kernel) {
+                None => "it did not run".to_owned(),
+                Some(result) if result.outcome == Outcome::Skip => format!("skipped, {}", result.reason),
+                Some(_) => continue,
+            };
+            lost.entry(why).or_default().insert(test.to_owned());
+        }
+        for (why, tests) in lost {
+            let tests = tests.into_iter().collect::<Vec<_>>().join(", ");
+            self.broken(kernel, format!("was to run, by tests/cells.txt, {tests}: {why}"));
+        }
+    }
+
+    /// The table, the slowest tests and what was run again.
     pub(crate) fn print(&self) {
         let widest = |names: &[String]| names.iter().map(String::len).max().unwrap_or(0);
         let (first, column) = (widest(&self.tests).max(4), widest(&self.kernels).max(4));
@@ -68,8 +98,22 @@ impl Matrix {
             }
             println!();
         }
-        if !self.disturbed.is_empty() {
-            println!("the machine stood still, and run again were: {}", self.disturbed.join(", "));
+        println!("\n{:<first$}  {:>7}  {:>7}  KERNEL", "SLOWEST", "SECONDS", "CPU");
+        let mut slowest: Vec<_> = self.cells.iter().collect();
+        slowest.sort_by(|(_, one), (_, other)| other.seconds.total_cmp(&one.seconds));
+        for ((test, kernel), TestResult { seconds, cpu_seconds, .. }) in slowest.into_iter().take(SLOWEST) {
+            println!("{test:<first$}  {seconds:>7.1}  {cpu_seconds:>7.1}  {kernel}");
+        }
+        println!("\nrun again, as the machine stood still: {}", self.disturbed.len());
+        for words in &self.disturbed {
+            println!("  {words}");
+        }
+        if !self.uncounted.is_empty() || self.failures(false).next().is_some() {
+            println!("\nfailed on {}, which does not count yet:", UNCOUNTED.join(", "));
+            let failed = self.failures(false).map(|(words, _)| words);
+            for words in self.uncounted.iter().cloned().chain(failed) {
+                println!("  {words}");
+            }
         }
     }
 
@@ -79,23 +123,28 @@ impl Matrix {
 
     /// How many cells came out how. A test that began and did not end has failed.
     pub(crate) fn counts(&self) -> Counts {
-        let count = |outcomes: &[Outcome]| {
-            self.cells.values().filter(|result| outcomes.contains(&result.outcome)).count() as u64
-        };
-        Counts {
-            passed: count(&[Outcome::Pass]),
-            failed: count(&[Outcome::Fail, Outcome::Running, Outcome::Again]),
-            skipped: count(&[Outcome::Skip]),
+        let mut found = Counts::default();
+        for ((_, kernel), result) in &self.cells {
+            match result.outcome {
+                Outcome::Pass => found.passed += 1,
+                Outcome::Skip => found.skipped += 1,
+                Outcome::Fail | Outcome::Running | Outcome::Again if counts(kernel) => found.failed += 1,
+                Outcome::Fail | Outcome::Running | Outcome::Again => {}
+            }
         }
+        found
     }
 
-    /// Tests that no kernel ran.
-    fn unrun(&self) -> Vec<&str> {
-        let skipped = |test: &&String| {
-            let mut cells = self.kernels.iter().filter_map(|kernel| self.cell(test, kernel));
-            cells.all(|result| result.outcome == Outcome::Skip)
-        };
-        self.tests.iter().filter(skipped).map(String::as_str).collect()
+    /// Tests that failed on kernels that count, or on those that do not, in words.
+    fn failures(&self, counted: bool) -> impl Iterator<Item = (String, &TestResult)> {
+        let cells = self.cells.iter().filter(move |((_, kernel), _)| counts(kernel) == counted);
+        cells.filter_map(|((test, kernel), result)| match result.outcome {
+            Outcome::Fail => Some((format!("{test} failed on {kernel}: {}", result.reason), result)),
+            Outcome::Running | Outcome::Again => {
+                Some((format!("{test} began on {kernel} and did not end"), result))
+            }
+            Outcome::Pass | Outcome::Skip => None,
+        })
     }
 
     /// Whether all is as it should be.
@@ -105,31 +154,16 @@ impl Matrix {
     /// If anything failed; the message says what.
     pub(crate) fn verdict(&self, more: &[String]) -> Result<()> {
         let mut wrong: Vec<String> = self.broken.iter().chain(more).cloned().collect();
-        for ((test, kernel), result) in &self.cells {
-            match result.outcome {
-                Outcome::Fail => wrong.push(format!("{test} failed on {kernel}: {}", result.reason)),
-                Outcome::Running | Outcome::Again => {
-                    wrong.push(format!("{test} began on {kernel} and did not end"));
-                }
-                Outcome::Pass | Outcome::Skip => {}
-            }
-        }
+        wrong.extend(self.failures(true).map(|(words, _)| words));
         if wrong.is_empty() {
             return Ok(());
         }
         bail!("not all is well:\n  {}", wrong.join("\n  "))
     }
+}
 
-    /// The same, and no test may have been skipped everywhere.
-    ///
-    /// # Errors
-    ///
-    /// As [`verdict`](Self::verdict).
-    pub(crate) fn complete_verdict(&self, more: &[String]) -> Result<()> {
-        let unrun =
-            self.unrun().into_iter().map(|test| format!("{test} was skipped on every kernel there is"));
-        self.verdict(&more.iter().cloned().chain(unrun).collect::<Vec<_>>())
-    }
+fn counts(kernel: &str) -> bool {
+    !UNCOUNTED.contains(&kernel)
 }
 
 fn word(result: &TestResult) -> &'static str {
@@ -142,7 +176,7 @@ fn word(result: &TestResult) -> &'static str {
 }
 
 fn show(kernel: &str, result: &TestResult) {
-    let TestResult { test, outcome, reason, seconds, output } = result;
+    let TestResult { test, outcome, reason, seconds, output, .. } = result;
     match outcome {
         Outcome::Running => {}
         Outcome::Pass => println!("ok   {kernel} {test} ({seconds:.1} s)"),
@@ -169,19 +203,39 @@ mod tests {
     fn one_red_cell_is_enough() {
         let mut matrix = Matrix::default();
         matrix.accept("host", &line("a", "pass"));
-        assert!(matrix.complete_verdict(&[]).is_ok());
+        assert!(matrix.verdict(&[]).is_ok());
         matrix.accept("6.1", &line("a", "fail"));
         assert_eq!(matrix.counts(), Counts { passed: 1, failed: 1, skipped: 0 });
-        assert!(matrix.complete_verdict(&[]).is_err());
+        assert!(matrix.verdict(&[]).is_err());
     }
 
     #[test]
-    fn a_test_must_run_somewhere() {
+    fn what_does_not_count_yet_fails_nothing() {
         let mut matrix = Matrix::default();
-        matrix.accept("host", &line("a", "skip"));
-        assert!(matrix.verdict(&[]).is_ok() && matrix.complete_verdict(&[]).is_err());
-        matrix.accept("6.1", &line("a", "pass"));
-        assert!(matrix.complete_verdict(&[]).is_ok());
+        matrix.accept(NEWEST, &line("a", "fail"));
+        matrix.broken(NEWEST, "panicked".into());
+        matrix.hold_against(&Cells::of(&[("b", &[(NEWEST, "gate")])]), NEWEST, false);
+        assert_eq!(matrix.counts(), Counts::default());
+        assert!(matrix.verdict(&[]).is_ok());
+    }
+
+    #[test]
+    fn a_cell_that_is_lost_fails() {
+        let cells = Cells::of(&[
+            ("a", &[("6.1", "gate"), ("6.12", "full")]),
+            ("b", &[("6.1", "-"), ("6.12", "slow")]),
+        ]);
+        let run = |outcome: &str, kernel: &str, every_kernel| {
+            let mut matrix = Matrix::default();
+            matrix.accept("6.1", &line("a", outcome));
+            matrix.hold_against(&cells, kernel, every_kernel);
+            matrix.verdict(&[])
+        };
+        assert!(run("pass", "6.1", false).is_ok() && run("pass", "6.1", true).is_ok());
+        assert!(run("skip", "6.1", false).is_err());
+        assert!(run("pass", "6.12", false).is_ok());
+        assert!(run("pass", "6.12", true).is_err());
+        assert!(run("pass", "another", true).is_ok());
     }
 
     #[test]
@@ -194,7 +248,7 @@ mod tests {
         }
         matrix.accept("6.1", &line("a", "pass"));
         assert_eq!(matrix.counts(), Counts { passed: 1, failed: 0, skipped: 0 });
-        assert_eq!(matrix.disturbed, ["6.1 a"]);
+        assert_eq!(matrix.disturbed, ["6.1 a: why"]);
     }
 
     #[test]

@@ -18,15 +18,21 @@ const COMPILER_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web
 const LINKER_PACKAGES: [&str; 2] = ["llvm-22-dev", "g++"];
 const LINKER_LLVM: &str = "/usr/lib/llvm-22";
 
-/// What guests need of the host, each by a program of it: QEMU, what they boot into, and the real programs that
-/// tests run in them.
-const GUEST_PROGRAMS: [(&str, &str); 20] = [
+/// A program, and the package that has it.
+type Program = (&'static str, &'static str);
+
+/// What guests need of the host: QEMU and what they boot into.
+const GUEST_PROGRAMS: &[Program] = &[
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("virtiofsd", "qemu-system-common"),
     ("busybox", "busybox-static"),
     ("ip", "iproute2"),
-    ("ethtool", "ethtool"),
     ("xz", "xz-utils"),
+];
+
+/// The real programs that tests run, here and in guests.
+const TEST_PROGRAMS: &[Program] = &[
+    ("ethtool", "ethtool"),
     ("initdb", "postgresql"),
     ("redis-server", "redis-server"),
     ("nginx", "nginx-light"),
@@ -42,6 +48,9 @@ const GUEST_PROGRAMS: [(&str, &str); 20] = [
     ("go", "golang-go"),
     ("javac", "default-jdk-headless"),
 ];
+
+/// What measurements compare with.
+const BENCH_PROGRAMS: &[Program] = &[("strace", "strace"), ("faketime", "faketime")];
 
 /// Where Debian keeps programs that are not on the path.
 const MORE_FOLDERS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/lib/qemu", "/usr/libexec"];
@@ -63,14 +72,7 @@ pub(crate) fn build_tools() -> Result<()> {
     if !is_debian_root() {
         return by_hand(compiler, linker);
     }
-    let mut packages = Vec::new();
-    if !compiler {
-        packages.extend(COMPILER_PACKAGES);
-    }
-    if !linker {
-        packages.extend(LINKER_PACKAGES);
-    }
-    apt_install(&packages)?;
+    apt_install(&build_packages(compiler, linker))?;
     if !linker {
         install_linker()?;
     }
@@ -82,13 +84,64 @@ pub(crate) fn build_tools() -> Result<()> {
     Ok(())
 }
 
+/// The packages that the build lacks.
+fn build_packages(compiler: bool, linker: bool) -> Vec<&'static str> {
+    let compiler = COMPILER_PACKAGES.iter().filter(|_| !compiler);
+    compiler.chain(LINKER_PACKAGES.iter().filter(|_| !linker)).copied().collect()
+}
+
+/// Installs what the build and the tests need and is not there.
+///
+/// # Errors
+///
+/// As [`build_tools`].
+pub(crate) fn everything() -> Result<()> {
+    if is_debian_root() {
+        // One call of apt takes less than two.
+        let missing = missing(&[GUEST_PROGRAMS, TEST_PROGRAMS].concat());
+        let mut packages = build_packages(has_compiler(), has_linker());
+        packages.extend(missing.into_iter().map(|(_, package)| package));
+        if !packages.is_empty() {
+            apt_install(&packages)?;
+        }
+    }
+    build_tools()?;
+    test_programs()
+}
+
 /// Installs what guests need and is not there.
 ///
 /// # Errors
 ///
 /// As [`build_tools`].
 pub(crate) fn guest_tools() -> Result<()> {
-    let missing: Vec<_> = GUEST_PROGRAMS.into_iter().filter(|(program, _)| !has_program(program)).collect();
+    install(GUEST_PROGRAMS)
+}
+
+/// Installs the real programs that tests run, with what guests need.
+///
+/// # Errors
+///
+/// As [`build_tools`].
+pub(crate) fn test_programs() -> Result<()> {
+    install(&[GUEST_PROGRAMS, TEST_PROGRAMS].concat())
+}
+
+/// Installs what measurements compare with, with what guests need.
+///
+/// # Errors
+///
+/// As [`build_tools`].
+pub(crate) fn bench_programs() -> Result<()> {
+    install(&[GUEST_PROGRAMS, BENCH_PROGRAMS].concat())
+}
+
+fn missing(programs: &[Program]) -> Vec<Program> {
+    programs.iter().copied().filter(|(program, _)| !has_program(program)).collect()
+}
+
+fn install(programs: &[Program]) -> Result<()> {
+    let missing = missing(programs);
     if missing.is_empty() {
         return Ok(());
     }
@@ -111,8 +164,7 @@ pub(crate) fn guest_tools() -> Result<()> {
 /// As [`build_tools`].
 pub(crate) fn run() -> Result<()> {
     build_tools()?;
-    guest_tools()?;
-    println!("everything the build and the tests need is here");
+    println!("everything the build needs is here; tests and measurements install what else they need");
     Ok(())
 }
 

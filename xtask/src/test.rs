@@ -2,17 +2,28 @@
 
 use std::{
     io::{BufRead, BufReader},
+    num::NonZero,
+    path::Path,
     process::{Command, Stdio},
+    thread,
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
+use clap::Args;
 
 use crate::{
     cargo::{as_root, build, shown, statically},
-    guests::Guests,
+    cells::Cells,
+    guests::{Guests, Kernels, PROGRAMS, Scope},
+    lint,
     matrix::Matrix,
     setup,
+    stages::{Part, Stages},
+    vm::ERROR_INJECTION,
 };
+
+/// This machine's kernel, by its column in the list.
+const HOST: &str = "host";
 
 /// How many tests came out how.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,37 +41,75 @@ impl std::ops::AddAssign for Counts {
     }
 }
 
-/// `cargo xtask test`: unit and property tests, then the integration tests on the host's kernel and in guests,
-/// counted once for each kernel. Tests that no kernel decides the outcome of are run here and in one guest, unless they are
-/// asked for by name or for every kernel. A kernel that cannot be had is named and is not missed.
+/// `cargo xtask test`.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Only integration tests whose names contain one of these
+    filter: Vec<String>,
+    /// Only on this machine's kernel
+    #[arg(long)]
+    no_guests: bool,
+    /// Run every test on every kernel, not only where its kernel decides the outcome
+    #[arg(long, conflicts_with = "no_guests")]
+    every_kernel: bool,
+    /// Run each test that is named so often
+    #[arg(long, value_name = "N", requires = "filter")]
+    repeat: Option<u32>,
+    /// Check formatting and lints first
+    #[arg(long)]
+    lint: bool,
+}
+
+/// `cargo xtask test`: unit and property tests, then the integration tests on three tiers: the host's kernel, the guest that
+/// has it all, the other kernels. `tests/cells.txt` says which run where.
 ///
 /// # Errors
 ///
-/// If something does not build, a test failed, or was skipped everywhere though all kernels were there.
-pub(crate) fn run(filter: &[String], guests: bool, every_kernel: bool) -> Result<()> {
-    setup::build_tools()?;
+/// If something does not build, a test failed, or did not run where it was to.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let Options { filter, no_guests, every_kernel, repeat, lint } = options;
+    let mut stages = Stages::begin();
+    stages.time("tools", Part::Build, setup::everything)?;
+    // Fetched while the compiler is at work.
+    let kernels = (!no_guests).then(|| thread::spawn(|| Kernels::find(&[])));
+    if *lint {
+        stages.time("lints", Part::Build, lint::run_all)?;
+    }
     let mut wrong = Vec::new();
     let mut total = Counts::default();
-    let folder = build(&["faultline", "fl-tests", "fl-clock"])?;
+    let folder = stages.time("programs", Part::Build, || build(&PROGRAMS))?;
     if filter.is_empty() {
-        total += units(&mut wrong)?;
+        total += stages.time("unit tests", Part::Build, || units(&mut wrong))?;
     }
+    let cells = Cells::ask(&folder)?;
     let mut matrix = Matrix::default();
     println!("\nthis machine's kernel");
-    let mut host = as_root(&folder.join("fl-tests"));
-    host.arg("--json").args(filter);
-    for_each_line(&mut host, &mut wrong, |line| matrix.accept("host", line))?;
-    let mut all = guests && filter.is_empty();
-    if guests {
-        setup::guest_tools()?;
-        let guests = Guests::new(&[])?;
-        guests.test(filter, filter.is_empty() && !every_kernel, &mut matrix)?;
-        all &= guests.are_all();
+    stages.time("host", Part::Host, || host(options, &folder, &mut wrong, &mut matrix))?;
+    if filter.is_empty() {
+        matrix.hold_against(&cells, HOST, *every_kernel);
     }
-
+    if let Some(kernels) = kernels {
+        let kernels = stages.time("kernels", Part::Build, || kernels.join());
+        let kernels = kernels.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let guests = Guests::of(kernels, &folder, &PROGRAMS);
+        let gate = (filter.is_empty() && !every_kernel).then_some(&cells);
+        for (kernel, took) in guests.test(Scope { filter, gate, repeat: *repeat }, &mut matrix) {
+            let part = if kernel == ERROR_INJECTION { Part::Guest } else { Part::Others };
+            stages.add(&format!("guest {kernel}"), part, took);
+        }
+        if filter.is_empty() {
+            for (kernel, missing) in guests.names() {
+                if let Some(reason) = missing {
+                    matrix.broken(kernel, format!("cannot be had: {reason}"));
+                }
+                matrix.hold_against(&cells, kernel, *every_kernel);
+            }
+        }
+    }
     matrix.print();
+    print!("\n{}", stages.table(filter.is_empty() && !every_kernel));
     total += matrix.counts();
-    let verdict = if all { matrix.complete_verdict(&wrong) } else { matrix.verdict(&wrong) };
+    let verdict = matrix.verdict(&wrong);
     if let Err(error) = &verdict {
         println!("{error}");
     }
@@ -69,6 +118,24 @@ pub(crate) fn run(filter: &[String], guests: bool, every_kernel: bool) -> Result
     verdict.map_err(|_| anyhow!("not all tests passed"))?;
     ensure!(failed == 0 && passed > 0, "not all tests passed");
     Ok(())
+}
+
+/// The integration tests on this machine's kernel.
+fn host(options: &Options, folder: &Path, wrong: &mut Vec<String>, matrix: &mut Matrix) -> Result<()> {
+    let mut command = as_root(&folder.join("fl-tests"));
+    command.arg("--json").args(["--jobs", &host_jobs().to_string()]);
+    if options.filter.is_empty() && !options.every_kernel {
+        command.args(["--gate", HOST]);
+    }
+    if let Some(times) = options.repeat {
+        command.args(["--repeat", &times.to_string()]);
+    }
+    for_each_line(command.args(&options.filter), wrong, |line| matrix.accept(HOST, line))
+}
+
+/// How many tests wait side by side: they need a CPU now and then.
+fn host_jobs() -> usize {
+    2 * thread::available_parallelism().map_or(1, NonZero::get)
 }
 
 fn units(wrong: &mut Vec<String>) -> Result<Counts> {

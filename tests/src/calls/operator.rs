@@ -3,7 +3,6 @@
 
 use std::{
     cell::Cell,
-    env,
     os::{
         fd::{AsFd, OwnedFd},
         unix::ffi::OsStrExt,
@@ -264,8 +263,7 @@ impl Drop for Operator {
 }
 
 fn start(cgroup: &Cgroup, memory: OwnedFd, prepare: impl FnOnce(&mut Command)) -> Result<Child> {
-    let executable = env::current_exe().context("readlink /proc/self/exe")?;
-    let mut command = Command::new(executable);
+    let mut command = Command::new("/proc/self/exe");
     command.arg("--obey").stdin(memory).stdout(Stdio::null());
     die_with_parent(&mut command);
     prepare(&mut command);

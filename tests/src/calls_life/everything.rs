@@ -17,7 +17,7 @@ use crate::{
     faultline::{Faultline, binary},
     harness::{Need, Test, die_with_parent, program},
     inventory::Inventory,
-    life::scene::{at_once, own_run, records},
+    life::scene::{at_once, records},
 };
 use chaos_user::kernel::mechanism::Mechanism;
 
@@ -65,7 +65,6 @@ fn spawn() -> Result<Option<i32>> {
 
 /// By a signal to its owner, by `faultline stop`, and by its time being over.
 fn ends_by(fault: &str, hit: Hit, errno: i32) -> Result {
-    own_run()?;
     let before = Inventory::take(&[])?;
     ensure!(hit()?.is_none(), "before: errno {:?}", hit()?);
     let over = |when: &str| {

@@ -12,18 +12,15 @@ use crate::{
     ensure,
     error::{Context, Failure, Result},
     faultline::Faultline,
-    harness::{Test, patience},
-    life::{
-        killed::fraction,
-        scene::{RECORDS, records},
-    },
+    harness::{RECORDS, Test, moments, patience},
+    life::{killed::fraction, scene::records},
 };
 
 pub(super) const TESTS: &[Test] =
     &[Test::new("calls_life::killed_at_any_moment", at_any_moment).needs(NEEDS).timeout(400).once()];
 
-/// How often it is killed.
-const MOMENTS: usize = 20;
+/// How often it is killed; fewer times in the gate.
+const MOMENTS: u32 = 20;
 const SEED: u64 = 6;
 /// How long it may have been armed by then, beyond its first renewal of the lease.
 const ARMED: Duration = Duration::from_millis(1200);
@@ -46,7 +43,7 @@ fn at_any_moment() -> Result {
     fault.end()?;
     scene.over("the one that was not killed")?;
     let (mut random, mut phases) = (SEED, [0; PHASES.len()]);
-    for round in 0..MOMENTS {
+    for round in 0..moments(MOMENTS) as usize {
         let since = round % SINCE.len();
         let moment = lengths[since].mul_f64(fraction(&mut random));
         let when = format!("killed {moment:?} after {}", SINCE[since]);

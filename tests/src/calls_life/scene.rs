@@ -16,7 +16,7 @@ use crate::{
     faultline::{Event, Exit, Faultline},
     harness::Need,
     inventory::Inventory,
-    life::scene::{at_once, own_run},
+    life::scene::at_once,
 };
 use chaos_user::kernel::mechanism::Mechanism;
 
@@ -56,7 +56,6 @@ impl Drop for Folder {
 impl Scene {
     /// All of it at work, with a listing of what there is.
     pub(super) fn set() -> Result<Self> {
-        own_run()?;
         let folder = Path::new(FOLDER).join(format!("fl-calls-{}", process::id()));
         fs::create_dir_all(&folder).context(folder.display())?;
         let folder = Folder(folder);

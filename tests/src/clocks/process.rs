@@ -1,7 +1,6 @@
 //! `fl-clock`, told what to do.
 
 use std::{
-    env,
     io::{BufRead, BufReader, Write},
     os::{fd::OwnedFd, unix::net::UnixStream},
     path::PathBuf,
@@ -17,6 +16,7 @@ use crate::{
     cgroup::Cgroup,
     ensure,
     error::{Context, Result},
+    faultline::sibling,
     harness::{die_with_parent, patience},
 };
 
@@ -43,7 +43,7 @@ pub struct Clock {
 ///
 /// If it has ended, or cannot.
 pub fn path() -> Result<PathBuf> {
-    Ok(env::current_exe().context("readlink /proc/self/exe")?.with_file_name("fl-clock"))
+    sibling("fl-clock")
 }
 
 impl Clock {

@@ -4,6 +4,7 @@ use std::{
     env,
     fs::File,
     io::{Read, Seek},
+    mem::MaybeUninit,
     os::{
         fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
         unix::process::CommandExt,
@@ -25,7 +26,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{Outcome, Report, Test};
+use super::{Need, Outcome, Report, Test, place};
 use crate::error::{Context, Result, check};
 
 /// What the line with the reason begins with.
@@ -36,8 +37,13 @@ const OUTPUT_LIMIT: usize = 64 * 1024;
 /// The other side of [`run`]: runs the test in this process.
 #[must_use]
 pub fn run_one(test: &Test) -> ExitCode {
-    let result = panic::catch_unwind(AssertUnwindSafe(test.run));
-    let reason = match result {
+    let run = || {
+        if test.needs.contains(&Need::Root) {
+            place::enter()?;
+        }
+        (test.run)()
+    };
+    let reason = match panic::catch_unwind(AssertUnwindSafe(run)) {
         Ok(Ok(())) => return ExitCode::SUCCESS,
         Ok(Err(failure)) => failure.to_string(),
         // The hook has printed where and why.
@@ -50,12 +56,22 @@ pub fn run_one(test: &Test) -> ExitCode {
 /// Runs a test in a new process.
 pub(super) fn run(test: &Test, arguments: &[String]) -> Report {
     let start = Instant::now();
-    let (outcome, reason, output) = match attempt(test, arguments) {
-        Ok((Ended::Exited(0), output)) => (Outcome::Pass, String::new(), output),
-        Ok((ended, output)) => (Outcome::Fail, reason(ended, &output, test.limit()), output),
-        Err(failure) => (Outcome::Fail, failure.to_string(), String::new()),
+    let (outcome, reason, output, cpu) = match attempt(test, arguments) {
+        Ok(Attempt { ended: Ended::Exited(0), output, cpu }) => (Outcome::Pass, String::new(), output, cpu),
+        Ok(Attempt { ended, output, cpu }) => {
+            (Outcome::Fail, reason(ended, &output, test.limit()), output, cpu)
+        }
+        Err(failure) => (Outcome::Fail, failure.to_string(), String::new(), Duration::ZERO),
     };
-    Report { test: test.name, outcome, reason, seconds: start.elapsed().as_secs_f64(), output }
+    let (seconds, cpu_seconds) = (start.elapsed().as_secs_f64(), cpu.as_secs_f64());
+    Report { test: test.name, outcome, reason, seconds, cpu_seconds, output }
+}
+
+/// What is known of a process that has ended.
+struct Attempt {
+    ended: Ended,
+    output: String,
+    cpu: Duration,
 }
 
 enum Ended {
@@ -74,7 +90,7 @@ fn reason(ended: Ended, output: &str, timeout: Duration) -> String {
     }
 }
 
-fn attempt(test: &Test, arguments: &[String]) -> Result<(Ended, String)> {
+fn attempt(test: &Test, arguments: &[String]) -> Result<Attempt> {
     // What the test leaves behind becomes ours, so that we can wait until it is gone.
     prctl::set_child_subreaper(true).context("prctl(PR_SET_CHILD_SUBREAPER)")?;
     let output = memfd_create(c"output", MFdFlags::MFD_CLOEXEC).context("memfd_create")?;
@@ -86,8 +102,8 @@ fn attempt(test: &Test, arguments: &[String]) -> Result<(Ended, String)> {
     die_with_parent(&mut command);
     let child = command.spawn().context(format_args!("start {}", executable.display()))?;
     let pid = Pid::from_raw(child.id().cast_signed());
-    let ended = wait(pid, test.limit())?;
-    Ok((ended, text(output)?))
+    let (ended, cpu) = wait(pid, test.limit())?;
+    Ok(Attempt { ended, output: text(output)?, cpu })
 }
 
 /// Has the child killed when the thread that starts it ends.
@@ -98,7 +114,7 @@ pub(crate) fn die_with_parent(command: &mut Command) {
 }
 
 /// Waits for the child, then ends whatever is left of its process group.
-fn wait(pid: Pid, timeout: Duration) -> Result<Ended> {
+fn wait(pid: Pid, timeout: Duration) -> Result<(Ended, Duration)> {
     let in_time = wait_for_exit(pidfd(pid)?.as_fd(), timeout)?;
     if !in_time {
         // Before reaping it, as its number still is its own.
@@ -106,15 +122,36 @@ fn wait(pid: Pid, timeout: Duration) -> Result<Ended> {
     }
     waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).context("waitid")?;
     let _ = killpg(pid, Signal::SIGKILL);
-    let status = waitpid(pid, None).context("waitpid")?;
+    let (status, cpu) = reap(pid)?;
     // Orphans of the group; ECHILD ends it.
     while !matches!(waitpid(Pid::from_raw(-pid.as_raw()), None), Err(errno) if errno != Errno::EINTR) {}
-    Ok(match status {
+    let ended = match status {
         _ if !in_time => Ended::Hung,
         WaitStatus::Signaled(_, signal, _) => Ended::Killed(signal),
         WaitStatus::Exited(_, code) => Ended::Exited(code),
-        other => return Err(crate::error::Failure::new(format!("waitpid: {other:?}"))),
-    })
+        other => return Err(crate::error::Failure::new(format!("wait4: {other:?}"))),
+    };
+    Ok((ended, cpu))
+}
+
+/// A child's end, and for how long it ran with those that it had waited for.
+fn reap(pid: Pid) -> Result<(WaitStatus, Duration)> {
+    let (mut status, mut usage) = (0, MaybeUninit::<libc::rusage>::zeroed());
+    loop {
+        // SAFETY: both pointers are to values of the types that it writes.
+        let reaped = unsafe { libc::wait4(pid.as_raw(), &raw mut status, 0, usage.as_mut_ptr()) };
+        match Errno::result(reaped) {
+            Err(Errno::EINTR) => {}
+            result => break result.map(drop).context("wait4")?,
+        }
+    }
+    // SAFETY: all zeros is a value of it, and wait4 has written another.
+    let usage = unsafe { usage.assume_init() };
+    let time = |time: libc::timeval| {
+        Duration::from_secs(time.tv_sec.cast_unsigned()) + Duration::from_micros(time.tv_usec.cast_unsigned())
+    };
+    let status = WaitStatus::from_raw(pid, status).context("wait4")?;
+    Ok((status, time(usage.ru_utime) + time(usage.ru_stime)))
 }
 
 /// A file descriptor that becomes readable when the process ends.

@@ -1,10 +1,10 @@
 //! What tests need of the machine: mechanisms of its kernel, as the doctor finds them, and what is not the kernel's.
 
 use std::{
-    cell::OnceCell,
     env, fmt, fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
 use chaos_user::kernel::{
@@ -79,7 +79,7 @@ impl fmt::Display for Need {
 /// What answers needs: the doctor is asked when the first need for a mechanism comes up, and once.
 #[derive(Debug, Default)]
 pub(super) struct Machine {
-    kernel: OnceCell<Report>,
+    kernel: OnceLock<Report>,
 }
 
 impl Machine {

@@ -2,14 +2,11 @@
 
 use serde_json::Value;
 
-use super::{
-    environment::nobodys_binary,
-    scene::{at_once, own_run},
-};
+use super::scene::at_once;
 use crate::{
     ensure,
     error::{Context, Result},
-    faultline::{Faultline, as_nobody},
+    faultline::{Faultline, as_nobody, binary},
     harness::{Need, Test},
     inventory::Inventory,
     lab::{Lab, Options},
@@ -21,7 +18,6 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 fn leaves_nothing() -> Result {
-    own_run()?;
     let lab = Lab::with(Options::default())?;
     let namespaces = [&lab.near, &lab.far];
     let before = Inventory::take(&namespaces)?;
@@ -43,9 +39,8 @@ fn leaves_nothing() -> Result {
 }
 
 fn of_nobody() -> Result {
-    own_run()?;
     let before = Inventory::take(&[])?;
-    let binary = nobodys_binary()?;
+    let binary = binary()?;
     let exit = Faultline::run_binary(&binary, &["doctor", "--json"], as_nobody)?;
     ensure!(exit.code == Some(3), "{exit:?}");
     let report: Value = serde_json::from_str(&exit.stdout).context("not JSON")?;

@@ -33,7 +33,7 @@ const NEEDS: &[Need] = &[Need::Root, Need::Btf];
 pub(super) const TESTS: &[Test] = &[
     Test::new("life::every_signal_ends_it", every_signal).needs(NEEDS),
     Test::new("life::a_signal_before_its_start_keeps_it_disarmed", signal_before).needs(NEEDS),
-    Test::new("life::a_signal_during_its_start_ends_it", signal_during_start).needs(NEEDS),
+    Test::new("life::a_signal_during_its_start_ends_it", signal_during_start).needs(NEEDS).waits(),
     Test::new("life::ends_when_nobody_reads", nobody_reads).needs(NEEDS),
     Test::new("life::does_not_begin_when_nobody_reads", nobody_reads_from_the_start).needs(NEEDS),
 ];

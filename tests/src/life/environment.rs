@@ -3,18 +3,18 @@
 use std::{
     fs,
     os::unix::{self, process::CommandExt},
-    path::{Path, PathBuf},
+    path::Path,
     process::Command,
 };
 
 use nix::mount::{MsFlags, mount, umount};
 
-use super::scene::{NONE, RECORDS, Scene, at_once, own_run, records};
+use super::scene::{Scene, at_once, records};
 use crate::{
     ensure,
     error::{Context, Result},
     faultline::{Exit, Faultline, as_nobody, binary},
-    harness::{Need, Test},
+    harness::{Need, RECORDS, Test, own_run},
     inventory::Inventory,
 };
 
@@ -30,12 +30,8 @@ pub(super) const TESTS: &[Test] = &[
 
 const LOSS: [&str; 7] = ["net", "loss", "1%", "--dev", "lo", "--for", "100ms"];
 
-/// A copy that anybody may run, wherever the built one lies. Needs an [`own_run`].
-pub(super) fn nobodys_binary() -> Result<PathBuf> {
-    let copy = PathBuf::from("/run/faultline-for-nobody");
-    fs::copy(binary()?, &copy).context("copy the binary")?;
-    Ok(copy)
-}
+/// The nothing that `mount` takes.
+const NONE: Option<&str> = None;
 
 /// One sentence on standard error, with all of this in it, and nothing on standard output.
 pub(super) fn one_sentence(exit: &Exit, code: i32, says: &[&str]) -> Result {
@@ -51,9 +47,8 @@ pub(super) fn one_sentence(exit: &Exit, code: i32, says: &[&str]) -> Result {
 }
 
 fn not_root() -> Result {
-    own_run()?;
     let before = Inventory::take(&[])?;
-    let binary = nobodys_binary()?;
+    let binary = binary()?;
     let commands: [&[&str]; 6] =
         [&LOSS, &["ps"], &["ps", "--json"], &["stop", "--all"], &["stop", "x"], &["sweep"]];
     for command in commands {
@@ -63,13 +58,11 @@ fn not_root() -> Result {
     // What cannot be right is said first.
     let exit = Faultline::run_binary(&binary, &["net", "loss", "x", "--dev", "lo"], as_nobody)?;
     one_sentence(&exit, 2, &["PERCENT", "30%"])?;
-    fs::remove_file(&binary).context("rm")?;
     before.wait_until_equal(&[], at_once())
 }
 
 /// Missing, or there and empty.
 fn no_btf() -> Result {
-    own_run()?;
     let before = Inventory::take(&[])?;
     fs::create_dir("/run/btf").context("mkdir")?;
     bind("/run/btf", "/sys/kernel/btf")?;
@@ -135,7 +128,6 @@ fn full_run() -> Result {
 
 /// A root without `/run`, which is not made: it would lie on the disk.
 fn missing_run() -> Result {
-    own_run()?;
     let before = Inventory::take(&[])?;
     let root = Path::new("/run/root");
     fs::create_dir(root).context("mkdir")?;

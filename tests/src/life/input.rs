@@ -4,7 +4,7 @@ use std::process;
 
 use super::{
     environment::one_sentence,
-    scene::{Scene, at_once, own_run, records},
+    scene::{Scene, at_once, records},
 };
 use crate::{
     ensure,
@@ -126,7 +126,6 @@ const OTHERS: &[Row] = &[
 ];
 
 fn refused() -> Result {
-    own_run()?;
     let before = Inventory::take(&[])?;
     for (line, code, says) in ROWS {
         check(&format!("net {line}"), *code, says)?;
@@ -186,7 +185,6 @@ fn rules_up_to_64() -> Result {
 }
 
 fn more_rules() -> Result {
-    own_run()?;
     let before = Inventory::take(&[])?;
     let pid = format!("pid:{}", process::id());
     for (count, options, rules) in [(65, &[][..], "65 rules"), (33, &["--direction", "both"], "66 rules")] {

@@ -1,24 +1,19 @@
-//! What these tests share: a lab with flows to hit and flows to spare, and a `/run` of its own.
+//! What these tests share: a lab with flows to hit and flows to spare.
 
 use std::{
     fs,
     path::Path,
     process::{Child, Command, Stdio},
-    thread,
     time::{Duration, Instant},
 };
 
-use nix::{
-    mount::{MsFlags, mount},
-    sched::{CloneFlags, unshare},
-};
 use serde_json::Value;
 
 use crate::{
     ensure,
     error::{Context, Result},
     faultline::{Event, Faultline, binary},
-    harness::{die_with_parent, is_emulated},
+    harness::{RECORDS, die_with_parent, is_emulated},
     inventory::Inventory,
     lab::{Family, Lab, NEAR_DEVICE, Netns, Options},
     traffic::{Echo, Udp},
@@ -32,13 +27,8 @@ pub(crate) fn at_once() -> Duration {
     Duration::from_secs(if is_emulated() { 3 } else { 1 })
 }
 
-/// Where owners write.
-pub(crate) const RECORDS: &str = "/run/faultline";
 /// How many packets a flow sends when it is looked at.
 const SOME: u32 = 100;
-
-/// The nothing that `mount` takes.
-pub(super) const NONE: Option<&str> = None;
 
 /// A lab and its flows. UDP on the first wire is what the faults here are aimed at; all else is a bystander.
 #[derive(Debug)]
@@ -53,28 +43,6 @@ pub(super) struct Scene {
     /// On another.
     aside: Udp,
     before: Inventory,
-}
-
-/// Gives this process, and those it starts, a `/run` of its own: other owners' faults on this machine are
-/// nobody's business here, least of all that of `stop --all`.
-pub(crate) fn own_run() -> Result {
-    unshare(CloneFlags::CLONE_NEWNS).context("unshare(CLONE_NEWNS)")?;
-    mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE).context("make / private")?;
-    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), Some("mode=0755"))
-        .context("mount on /run")?;
-    // The first run makes it, and it stays.
-    fs::create_dir(RECORDS).context(RECORDS)?;
-    let deadline = Instant::now() + at_once();
-    // The kernel frees a little later what nobody holds: that of the test before this one, say.
-    while is_any_loaded()? && Instant::now() < deadline {
-        thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
-}
-
-fn is_any_loaded() -> Result<bool> {
-    let all = Inventory::take(&[])?.to_string();
-    Ok(all.lines().any(|line| ["program ", "map ", "link "].iter().any(|kind| line.starts_with(kind))))
 }
 
 /// What `ps --json` lists, in the order of the ids.
@@ -114,7 +82,6 @@ pub(crate) fn id(event: &Event) -> Result<&str> {
 impl Scene {
     /// All of it, carrying packets, with a listing of what there is.
     pub(super) fn set() -> Result<Self> {
-        own_run()?;
         let lab = Lab::with(Options { wire_packets: true, side: true })?;
         let outward = Udp::open(lab.outward(Family::V4), 4000, 5000)?;
         let inward = Udp::open(lab.inward(Family::V4), 4000, 5000)?;

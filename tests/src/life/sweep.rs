@@ -12,18 +12,18 @@ use nix::{
 };
 use serde_json::Value;
 
-use super::scene::{RECORDS, Scene, at_once, id, ps, records};
+use super::scene::{Scene, at_once, id, ps, records};
 use crate::{
     ensure,
     error::{Context, Result},
     faultline::Faultline,
-    harness::{Need, Test, die_with_parent},
+    harness::{Need, RECORDS, Test, die_with_parent},
 };
 
 const NEEDS: &[Need] = &[Need::Root, Need::Btf];
 
 pub(super) const TESTS: &[Test] = &[
-    Test::new("life::every_command_sweeps", every_command).needs(NEEDS),
+    Test::new("life::every_command_sweeps", every_command).needs(NEEDS).waits(),
     Test::new("life::sweep_is_not_confused", not_confused).needs(NEEDS).once(),
     Test::new("life::a_number_given_again_is_not_the_owner", number_given_again).needs(NEEDS).once(),
 ];

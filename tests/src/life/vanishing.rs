@@ -4,7 +4,7 @@ use std::{thread, time::Instant};
 
 use super::{
     killed::fraction,
-    scene::{PATIENCE, Scene, at_once, own_run, records},
+    scene::{PATIENCE, Scene, at_once, records},
 };
 use crate::{
     ensure,
@@ -20,13 +20,12 @@ const NEEDS: &[Need] = &[Need::Root, Need::Btf];
 
 pub(super) const TESTS: &[Test] = &[
     Test::new("life::its_interface_goes", interface).needs(NEEDS),
-    Test::new("life::its_interface_goes_while_it_starts", interface_during_start).needs(NEEDS),
+    Test::new("life::its_interface_goes_while_it_starts", interface_during_start).needs(NEEDS).waits(),
     // Below 6.6 the owner has to stay in the namespace, which keeps it.
     Test::new("life::its_network_namespace_goes", namespace).needs(&[Need::Root, Need::Btf, Need::Tcx]),
 ];
 
 fn interface() -> Result {
-    own_run()?;
     let nothing = Inventory::take(&[])?;
     for way in ["in", "out", "both"] {
         let scene = Scene::set()?;
@@ -56,7 +55,6 @@ fn aborted(exit: &Exit, when: &str) -> Result {
 
 /// Either it is said that there is none, or the fault begins and ends.
 fn interface_during_start() -> Result {
-    own_run()?;
     let nothing = Inventory::take(&[])?;
     let (mut random, mut length) = (6, None);
     for _ in 0..rounds(9) {
@@ -93,7 +91,6 @@ fn interface_during_start() -> Result {
 
 /// The owner is not what keeps it.
 fn namespace() -> Result {
-    own_run()?;
     let nothing = Inventory::take(&[])?;
     let Lab { near: _near, far, side: _ } = Lab::new()?;
     let fault =

@@ -3,8 +3,11 @@
 
 use std::{
     fmt::Display,
-    fs,
-    os::unix::{fs::chown, process::CommandExt},
+    fs::{self, Permissions},
+    os::unix::{
+        fs::{PermissionsExt, chown},
+        process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus},
     thread,
@@ -12,7 +15,6 @@ use std::{
 };
 
 use nix::{
-    mount::{MsFlags, mount},
     sched::{CloneFlags, setns, unshare},
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -25,8 +27,8 @@ use crate::{
     lab::Netns,
 };
 
-/// Where everything of the program is, in memory that only its world sees.
-const FOLDER: &str = "/tmp";
+/// Where everything of the program is, in memory that only its world sees: this test's own `/run`.
+const FOLDER: &str = "/run/world";
 const STOP: Duration = Duration::from_secs(30);
 
 /// The world this process has entered.
@@ -40,12 +42,10 @@ impl World {
 
     /// The same, into a network that is there.
     pub(super) fn enter_at(netns: &Netns) -> Result<Self> {
-        const NOTHING: Option<&str> = None;
         setns(netns, CloneFlags::CLONE_NEWNET).context("setns(CLONE_NEWNET)")?;
-        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC).context("unshare")?;
-        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-        mount(NOTHING, "/", NOTHING, private, NOTHING).context("make mounts private")?;
-        mount(NOTHING, FOLDER, Some("tmpfs"), MsFlags::empty(), Some("mode=1777")).context("mount tmpfs")?;
+        unshare(CloneFlags::CLONE_NEWIPC).context("unshare(CLONE_NEWIPC)")?;
+        fs::create_dir(FOLDER).context(FOLDER)?;
+        fs::set_permissions(FOLDER, Permissions::from_mode(0o1777)).context(FOLDER)?;
         std::env::set_current_dir(FOLDER).context(FOLDER)?;
         Ok(Self(()))
     }

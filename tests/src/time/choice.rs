@@ -12,7 +12,7 @@ use crate::{
 };
 
 pub(super) const TESTS: &[Test] =
-    &[Test::new("time::clocks_are_chosen", chosen).needs(NEEDS).timeout(180).slow()];
+    &[Test::new("time::clocks_are_chosen", chosen).needs(NEEDS).timeout(180).slow().waits()];
 
 /// So little that clocks which must not go back are right again soon.
 const OFFSET: (&str, i64) = ("300ms", 300 * MILLISECOND);

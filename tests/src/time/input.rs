@@ -19,7 +19,7 @@ use crate::{
 
 pub(super) const TESTS: &[Test] = &[
     Test::new("time::what_cannot_be_meant", not_meant).needs(NEEDS).timeout(90).slow(),
-    Test::new("time::who_cannot_be_hit", nobody).needs(NEEDS).timeout(60),
+    Test::new("time::who_cannot_be_hit", nobody).needs(NEEDS).timeout(60).waits(),
 ];
 
 /// Words, and what is said of them.

@@ -24,7 +24,7 @@ use crate::{
     ensure,
     error::{Context, Result},
     faultline::{Faultline, binary},
-    harness::{Need, Test, die_with_parent, is_emulated, patience, program},
+    harness::{Need, Test, die_with_parent, is_emulated, moments, patience, program},
     life::{killed::fraction, scene::records},
 };
 
@@ -58,7 +58,7 @@ fn at_any_moment() -> Result {
     let prepared = start.elapsed();
     fault.end()?;
     let (mut random, mut times, mut unswept) = (SEED, Vec::new(), 0);
-    let moments = if is_emulated() { 10 } else { 50 };
+    let moments = moments(if is_emulated() { 10 } else { 50 });
     for round in 0..moments {
         let fault = scene.start(OFFSET)?;
         let early = round % 3 == 0;

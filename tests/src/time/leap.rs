@@ -15,8 +15,8 @@ use crate::{
 };
 
 pub(super) const TESTS: &[Test] = &[
-    Test::new("time::a_leap_second_at_once", step).needs(NEEDS).timeout(60),
-    Test::new("time::a_leap_second_smeared", smear).needs(NEEDS).timeout(120).slow(),
+    Test::new("time::a_leap_second_at_once", step).needs(NEEDS).timeout(60).waits(),
+    Test::new("time::a_leap_second_smeared", smear).needs(NEEDS).timeout(120).slow().waits(),
 ];
 
 const DAY: i64 = 86_400 * SECOND;

@@ -19,9 +19,9 @@ use crate::{
 
 pub(super) const TESTS: &[Test] = &[
     Test::new("time::never_back", never_back).needs(NEEDS).timeout(180).slow().once(),
-    Test::new("time::a_clock_ahead_settles", ahead).needs(NEEDS).timeout(60).slow(),
-    Test::new("time::a_clock_behind_settles", behind).needs(NEEDS).timeout(60).slow(),
-    Test::new("time::a_rate_goes_without_a_jump", without_a_jump).needs(NEEDS).timeout(90).slow(),
+    Test::new("time::a_clock_ahead_settles", ahead).needs(NEEDS).timeout(60).slow().waits(),
+    Test::new("time::a_clock_behind_settles", behind).needs(NEEDS).timeout(60).slow().waits(),
+    Test::new("time::a_rate_goes_without_a_jump", without_a_jump).needs(NEEDS).timeout(90).slow().waits(),
 ];
 
 const THREADS: usize = 20;

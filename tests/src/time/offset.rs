@@ -16,7 +16,7 @@ use crate::{
 use chaos_user::kernel::mechanism::Mechanism;
 
 pub(super) const TESTS: &[Test] = &[
-    Test::new("time::an_offset_is_kept", kept).needs(NEEDS).timeout(120),
+    Test::new("time::an_offset_is_kept", kept).needs(NEEDS).timeout(120).waits(),
     Test::new("time::system_calls_too", system_calls)
         .needs(&[Need::Root, Need::Btf, Need::CgroupV2, Need::Fexit, Need::ProbeWriteUser])
         .timeout(60),

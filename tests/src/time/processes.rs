@@ -28,7 +28,7 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("time::who_comes_later", later).needs(NEEDS).timeout(60),
     Test::new("time::who_stands_still", held).needs(NEEDS).timeout(60),
     Test::new("time::one_process", one_process).needs(NEEDS).timeout(60),
-    Test::new("time::a_command_of_its_own", command).needs(NEEDS).timeout(60),
+    Test::new("time::a_command_of_its_own", command).needs(NEEDS).timeout(60).waits(),
     Test::new("time::who_ends_is_no_error", ends).needs(NEEDS).timeout(90).slow().once(),
 ];
 

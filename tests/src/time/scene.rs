@@ -10,7 +10,6 @@ use crate::{
     ensure,
     error::{Context, Result},
     faultline::{Event, Exit, Faultline},
-    life::scene::own_run,
 };
 
 /// Longer than it takes to load and attach on a busy machine.
@@ -35,7 +34,6 @@ pub(super) struct Counts {
 impl Scene {
     /// Everybody's clocks are right.
     pub(super) fn set() -> Result<Self> {
-        own_run()?;
         let (cgroup, beside) = (Cgroup::new()?, Cgroup::new()?);
         let (target, bystander) = (Clock::start(Some(&cgroup))?, Clock::start(Some(&beside))?);
         let mut scene = Self { target, bystander, cgroup, beside };

@@ -23,14 +23,19 @@ use crate::{
 };
 
 pub(super) const TESTS: &[Test] = &[
-    Test::new("time::a_stop_waits_until_it_has_settled", stop_waits).needs(NEEDS).timeout(60).slow(),
-    Test::new("time::settles_though_nobody_reads", nobody_reads).needs(NEEDS).timeout(60).slow(),
-    Test::new("time::a_command_is_not_kept_by_what_settles", command_goes).needs(NEEDS).timeout(90).slow(),
+    Test::new("time::a_stop_waits_until_it_has_settled", stop_waits).needs(NEEDS).timeout(60).slow().waits(),
+    Test::new("time::settles_though_nobody_reads", nobody_reads).needs(NEEDS).timeout(60).slow().waits(),
+    Test::new("time::a_command_is_not_kept_by_what_settles", command_goes)
+        .needs(NEEDS)
+        .timeout(90)
+        .slow()
+        .waits(),
     Test::new("time::children_of_what_settles_never_go_back", children)
         .needs(CHILDREN)
         .timeout(90)
         .slow()
-        .once(),
+        .once()
+        .waits(),
 ];
 
 const CHILDREN: &[Need] = &[NEEDS[0], NEEDS[1], NEEDS[2], NEEDS[3], Need::Program("python3")];

@@ -15,12 +15,12 @@ use crate::{
 };
 
 pub(super) const TESTS: &[Test] = &[
-    Test::new("time::a_drift_is_kept", drift).needs(NEEDS).timeout(120),
-    Test::new("time::a_rate_is_kept", rate).needs(NEEDS).timeout(60).slow(),
+    Test::new("time::a_drift_is_kept", drift).needs(NEEDS).timeout(120).waits(),
+    Test::new("time::a_rate_is_kept", rate).needs(NEEDS).timeout(60).slow().waits(),
     Test::new("time::an_offset_with_a_rate", both).needs(NEEDS).timeout(60).slow(),
-    Test::new("time::frozen", frozen).needs(NEEDS).timeout(60).slow(),
-    Test::new("time::strobe", strobe).needs(NEEDS).timeout(60).slow(),
-    Test::new("time::jump_every", jump_every).needs(NEEDS).timeout(60).slow(),
+    Test::new("time::frozen", frozen).needs(NEEDS).timeout(60).slow().waits(),
+    Test::new("time::strobe", strobe).needs(NEEDS).timeout(60).slow().waits(),
+    Test::new("time::jump_every", jump_every).needs(NEEDS).timeout(60).slow().waits(),
 ];
 
 /// How long a drift is looked at, and by how many millionths it may be off.

@@ -17,7 +17,7 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use super::cpio::Archive;
 use super::kernels::Kernel;
-use super::modules::Tree;
+use super::modules::{BUILTIN, Tree};
 
 /// Where everything of ours is in a guest, whatever its root file system.
 pub(crate) const HOME: &str = "/opt/faultline";
@@ -144,7 +144,7 @@ fn base_key(kernel: &Kernel) -> Result<String> {
     for program in PROGRAMS {
         files.push(find_program(program)?);
     }
-    files.extend(kernel.modules.iter().map(|dir| dir.join("modules.builtin")));
+    files.extend(kernel.modules.iter().map(|dir| dir.join(BUILTIN)).filter(|list| list.is_file()));
     let mut key = format!(
         "{NETWORK_MODULES:?}\n{BLOCK_MODULES:?}\n{HOST_ROOT_MODULES:?}\n{MODULE_PARAMETERS:?}\n{ETC:?}\n"
     );
@@ -158,9 +158,18 @@ fn base_key(kernel: &Kernel) -> Result<String> {
 }
 
 fn add_skeleton(archive: &mut Archive) {
-    for dir in
-        ["/proc", "/sys", "/dev", "/run", "/tmp", "/root", "/var/tmp", "/usr/bin", "/opt/faultline/bin"]
-    {
+    for dir in [
+        "/proc",
+        "/sys",
+        "/dev",
+        "/run",
+        "/tmp",
+        "/mnt",
+        "/root",
+        "/var/tmp",
+        "/usr/bin",
+        "/opt/faultline/bin",
+    ] {
         archive.dir(dir);
     }
     for name in MERGED {

@@ -5,25 +5,46 @@
 
 use std::collections::BTreeSet;
 use std::env;
-use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 
-/// Debian's kernels: our name for each (the version it must have) and the metapackages that may lead to it.
-/// The cloud metapackage follows the release: 6.1 on Debian 12, 6.12 on Debian 13.
-const DEBIAN: &[(&str, &[&str])] = &[
-    ("6.1", &["linux-image-cloud-amd64"]),
-    ("6.12", &["linux-image-6.12-cloud-amd64", "linux-image-cloud-amd64"]),
+use super::apt::Apt;
+
+/// One of Debian's kernels.
+#[derive(Debug)]
+struct Packaged {
+    /// Our name for it.
+    name: &'static str,
+    /// The release that has it, if it is not the machine's.
+    release: Option<&'static str>,
+    /// The version it must have, if not whichever there is.
+    series: Option<&'static str>,
+    /// The metapackages that may lead to it.
+    metapackages: &'static [&'static str],
+}
+
+/// The cloud metapackage follows the release: 6.1 on Debian 12, 6.12 on Debian 13, the newest there is in sid.
+const DEBIAN: [Packaged; 3] = [
+    Packaged { name: "6.1", release: None, series: Some("6.1"), metapackages: &["linux-image-cloud-amd64"] },
+    Packaged {
+        name: "6.12",
+        release: None,
+        series: Some("6.12"),
+        metapackages: &["linux-image-6.12-cloud-amd64", "linux-image-cloud-amd64"],
+    },
+    Packaged { name: NEWEST, release: Some("sid"), series: None, metapackages: &["linux-image-cloud-amd64"] },
 ];
+
+/// The newest kernel that Debian has.
+pub(crate) const NEWEST: &str = "newest";
 
 /// The environment variable naming more kernels: folders, separated by colons, each holding a `bzImage`.
 const EXTRA: &str = "FAULTLINE_KERNELS";
 
 /// A kernel that no package holds and that some tests run on alone.
-const ERROR_INJECTION: &str = "6.12-error-injection";
+pub(crate) const ERROR_INJECTION: &str = "6.12-error-injection";
 
 /// A kernel that guests can boot.
 #[derive(Debug, Clone)]
@@ -68,8 +89,8 @@ impl Catalogue {
         let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|other| other == name);
         let folders = self.folders();
         let mut found: Vec<Found> = Vec::new();
-        for (name, metapackages) in DEBIAN.iter().filter(|(name, _)| is_wanted(name)) {
-            found.push(ready_or_missing(name, self.debian(name, metapackages)));
+        for packaged in DEBIAN.iter().filter(|packaged| is_wanted(packaged.name)) {
+            found.push(ready_or_missing(packaged.name, self.debian(packaged)));
         }
         for folder in folders {
             let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -99,22 +120,28 @@ impl Catalogue {
     }
 
     /// One of Debian's kernels, unpacked: what the cache has if it is current or if apt cannot say.
-    fn debian(&self, name: &str, metapackages: &[&str]) -> Result<Kernel> {
+    fn debian(&self, packaged: &Packaged) -> Result<Kernel> {
+        let Packaged { name, release, series, metapackages } = packaged;
         let dir = self.cache.join(name);
-        let stamp = dir.join("package");
-        let cached = fs::read_to_string(&stamp).ok();
-        match (newest_package(name, metapackages), cached) {
-            (Ok(package), Some(cached)) if package == cached => unpacked(name, &dir, package),
-            (Ok(package), cached) => match fetch(&package, &dir) {
-                Ok(()) => unpacked(name, &dir, package),
-                Err(error) => match cached {
-                    Some(cached) => unpacked(name, &dir, format!("{cached}, kept: {error:#}")),
-                    None => Err(error),
-                },
-            },
-            (Err(error), Some(cached)) => unpacked(name, &dir, format!("{cached}, kept: {error:#}")),
-            (Err(error), None) => Err(error),
-        }
+        let cached = fs::read_to_string(dir.join("package")).ok();
+        let current = || -> Result<String> {
+            let apt = match release {
+                None => Apt::of_machine(),
+                Some(suite) => Apt::of_release(suite, &self.cache.join(format!("apt-{suite}")))?,
+            };
+            let packages = apt.newest(*series, metapackages)?;
+            let names = packages.join(" ");
+            if cached.as_ref() != Some(&names) {
+                apt.fetch(&packages, &dir)?;
+            }
+            Ok(names)
+        };
+        let origin = match (current(), &cached) {
+            (Ok(names), _) => names,
+            (Err(error), Some(cached)) => format!("{cached}, kept: {error:#}"),
+            (Err(error), None) => return Err(error),
+        };
+        unpacked(name, &dir, origin)
     }
 }
 
@@ -135,13 +162,15 @@ fn from_folder(name: &str, folder: &Path) -> Result<Kernel> {
     Ok(Kernel { name: name.to_owned(), image, modules, origin: folder.display().to_string() })
 }
 
-/// A kernel package as `dpkg-deb -x` leaves it.
+/// A kernel's packages as `dpkg-deb -x` leaves them.
 fn unpacked(name: &str, dir: &Path, origin: String) -> Result<Kernel> {
-    let image = only_entry(&dir.join("boot"), "vmlinuz-")
-        .ok_or_else(|| anyhow!("{} holds no boot/vmlinuz-*", dir.display()))?;
     let modules = only_entry(&dir.join("lib/modules"), "")
         .or_else(|| only_entry(&dir.join("usr/lib/modules"), ""))
         .ok_or_else(|| anyhow!("{} holds no lib/modules/*", dir.display()))?;
+    let beside_modules = modules.join("vmlinuz");
+    let image = only_entry(&dir.join("boot"), "vmlinuz-")
+        .or_else(|| beside_modules.is_file().then_some(beside_modules))
+        .ok_or_else(|| anyhow!("{} holds no boot/vmlinuz-* nor {}", dir.display(), modules.display()))?;
     Ok(Kernel { name: name.to_owned(), image, modules: Some(modules), origin })
 }
 
@@ -153,103 +182,9 @@ fn only_entry(dir: &Path, prefix: &str) -> Option<PathBuf> {
     entries.next().is_none().then_some(first)
 }
 
-/// `PACKAGE=VERSION` of the newest kernel of this series that apt knows.
-fn newest_package(series: &str, metapackages: &[&str]) -> Result<String> {
-    let mut seen = Vec::new();
-    let mut refusals = Vec::new();
-    for metapackage in metapackages {
-        let listing = match capture("apt-cache", ["depends", "--important", metapackage]) {
-            Ok(listing) => listing,
-            Err(error) => {
-                refusals.push(format!("{error:#}"));
-                continue;
-            }
-        };
-        let depends = listing.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
-        for package in depends.filter(|package| package.starts_with("linux-image-")) {
-            if is_of_series(package, series) {
-                return Ok(format!("{package}={}", candidate(package)?));
-            }
-            seen.push(package.to_owned());
-        }
-    }
-    if seen.is_empty() {
-        let (names, refusals) = (metapackages.join(" nor "), refusals.join("; "));
-        bail!("apt has no {names} to offer ({refusals}); apt-get update may help");
-    }
-    bail!("apt offers {} in place of a {series} kernel", seen.join(", "))
-}
-
-/// Whether `linux-image-6.1.0-56-cloud-amd64` is a kernel of the series `6.1`; the unsigned build is not.
-fn is_of_series(package: &str, series: &str) -> bool {
-    let version = package.strip_prefix("linux-image-").unwrap_or_default();
-    let rest = version.strip_prefix(series);
-    rest.is_some_and(|rest| rest.starts_with(['.', '+', '-'])) && !package.ends_with("-unsigned")
-}
-
-/// The version that `apt-get download` would fetch.
-fn candidate(package: &str) -> Result<String> {
-    let policy = capture("apt-cache", ["policy", package])?;
-    let candidate = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "));
-    match candidate {
-        Some(version) if version != "(none)" => Ok(version.to_owned()),
-        _ => bail!("apt has no version of {package} to offer"),
-    }
-}
-
-/// Downloads a package and puts its contents in place of the folder, which is whole at every moment it exists.
-fn fetch(package: &str, dir: &Path) -> Result<()> {
-    eprintln!("fetching {package}");
-    let fresh = dir.with_added_extension("new");
-    remove_dir(&fresh)?;
-    let download = fresh.join("download");
-    fs::create_dir_all(&download).with_context(|| format!("creating {}", download.display()))?;
-    run(Command::new("apt-get").args(["download", "--quiet", package]).current_dir(&download))?;
-    let deb = only_entry(&download, "linux-image-")
-        .ok_or_else(|| anyhow!("apt-get download {package} left no package"))?;
-    run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&fresh))?;
-    remove_dir(&download)?;
-    fs::write(fresh.join("package"), package).with_context(|| format!("writing to {}", fresh.display()))?;
-    remove_dir(dir)?;
-    fs::rename(&fresh, dir).with_context(|| format!("renaming {}", fresh.display()))
-}
-
-fn remove_dir(dir: &Path) -> Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("removing {}", dir.display()))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn capture<const N: usize>(program: &str, args: [&str; N]) -> Result<String> {
-    run(Command::new(program).args(args))
-}
-
-/// Runs a command in the C locale (its output is parsed) and returns what it printed.
-fn run(command: &mut Command) -> Result<String> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.env("LC_ALL", "C").output().with_context(|| format!("running {program}"))?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let args = command.get_args().map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ");
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    bail!("{program} {args}: {}: {}", output.status, stderr.trim().replace('\n', "; "))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn series_are_told_apart() {
-        assert!(is_of_series("linux-image-6.1.0-56-cloud-amd64", "6.1"));
-        assert!(is_of_series("linux-image-6.12.117+deb12-cloud-amd64", "6.12"));
-        assert!(!is_of_series("linux-image-6.12.117+deb12-cloud-amd64", "6.1"));
-        assert!(!is_of_series("linux-image-6.1.0-56-cloud-amd64-unsigned", "6.1"));
-    }
 
     #[test]
     fn an_unknown_kernel_is_missing_with_a_reason() {

@@ -2,6 +2,7 @@
 //!
 //! `kernels` knows which there are, `initramfs` makes what a guest boots into, `guest` runs it.
 
+mod apt;
 mod cpio;
 mod guest;
 mod host_root;
@@ -19,7 +20,7 @@ use anyhow::{Context, Result};
 
 pub(crate) use guest::{Ending, Report};
 pub(crate) use initramfs::Run;
-pub(crate) use kernels::{Found, Kernel};
+pub(crate) use kernels::{ERROR_INJECTION, Found, Kernel, NEWEST};
 pub(crate) use results::{Outcome, TestResult};
 
 /// The tier: where its files are kept.
@@ -30,9 +31,9 @@ pub(crate) struct Tier {
 }
 
 impl Tier {
-    /// The guests of a workspace; everything is kept under its `target/vm`.
-    pub(crate) fn new(workspace: &Path) -> Self {
-        Self { workspace: workspace.to_owned(), dir: workspace.join("target/vm") }
+    /// The guests of a workspace; everything is kept in its target folder, under `vm`.
+    pub(crate) fn new(workspace: &Path, target: &Path) -> Self {
+        Self { workspace: workspace.to_owned(), dir: target.join("vm") }
     }
 
     /// The kernels named, or all of them.

@@ -11,6 +11,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+/// The list of modules that are built in.
+pub(crate) const BUILTIN: &str = "modules.builtin";
+
 /// A module to load, in uncompressed form.
 #[derive(Debug)]
 pub(crate) struct Module {
@@ -37,8 +40,8 @@ impl Tree {
     pub(crate) fn read(dir: &Path) -> Result<Self> {
         let mut files = BTreeMap::new();
         collect(&dir.join("kernel"), &mut files)?;
-        let list = dir.join("modules.builtin");
-        let builtin = fs::read_to_string(&list).with_context(|| format!("reading {}", list.display()))?;
+        // Debian's packages of 7.2 have no such list: what is not there is built in, or absent.
+        let builtin = fs::read_to_string(dir.join(BUILTIN)).unwrap_or_default();
         let builtin = builtin.lines().filter_map(|line| module_name(Path::new(line))).collect();
         Ok(Self { files, builtin })
     }

@@ -38,6 +38,8 @@ pub(crate) struct TestResult {
     pub(crate) reason: String,
     #[serde(default)]
     pub(crate) seconds: f64,
+    #[serde(default)]
+    pub(crate) cpu_seconds: f64,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) output: String,
 }

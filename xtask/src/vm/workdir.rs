@@ -4,10 +4,11 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
 
-/// `PARENT/NAME-PID`.
+/// `PARENT/NAME.NUMBER-PID`.
 #[derive(Debug)]
 pub(crate) struct Workdir(PathBuf);
 
@@ -15,7 +16,10 @@ impl Workdir {
     /// A new, empty folder that only its owner can enter: the socket in it serves files as root.
     pub(crate) fn create(parent: &Path, name: &str) -> Result<Self> {
         sweep(parent);
-        let dir = parent.join(format!("{name}-{}", process::id()));
+        // One kernel may run in several guests at a time.
+        static NUMBERS: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
+        let dir = parent.join(format!("{name}.{number}-{}", process::id()));
         fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
         fs::DirBuilder::new()
             .mode(0o700)

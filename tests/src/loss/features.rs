@@ -1,0 +1,191 @@
+//! Every branch that a run's faults and selectors put into the programs is one the verifier takes: each alone, every two
+//! together and apart, and all at once.
+
+use chaos_ebpf::abi::{Direction, Window, effect, program};
+use chaos_user::{
+    fault::{CgroupId, Match, Rule, Tables},
+    kernel::programs::{Environment, Programs},
+    spec::{Impairments, Question},
+};
+
+use crate::error::{Context, Failure, Result};
+
+/// What can be asked for of one rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Feature {
+    Effects(u32),
+    Cgroups,
+    Processes,
+    Questions,
+    Protocols,
+    Ports,
+    Addresses,
+    Ethernet,
+}
+
+use Feature::{Addresses, Cgroups, Effects, Ethernet, Ports, Processes, Protocols, Questions};
+
+/// All of them; what goes together only, such as an answer and the reset of who asks by TCP, is one.
+const FEATURES: [Feature; 21] = [
+    Effects(effect::LOSS),
+    Effects(effect::BURSTS),
+    Effects(effect::LOSS | effect::PER_FLOW),
+    Effects(effect::DUPLICATE),
+    Effects(effect::CORRUPT),
+    Effects(effect::CORRUPT | effect::FIX_CHECKSUM),
+    Effects(effect::DELAY),
+    Effects(effect::DELAY | effect::KEEP_ORDER),
+    Effects(effect::DELAY | effect::REORDER),
+    Effects(effect::RATE),
+    Effects(effect::RESET),
+    Effects(effect::TIMEOUT),
+    Effects(effect::PROFILE),
+    Effects(effect::ANSWER | effect::RESET),
+    Cgroups,
+    Processes,
+    Questions,
+    Protocols,
+    Ports,
+    Addresses,
+    Ethernet,
+];
+
+/// Each alone, and all. What differs between the directions is loaded with all, and with pairs.
+pub(super) fn alone() -> Result {
+    let each = FEATURES.iter().map(|feature| (vec![*feature], Which::Sent));
+    try_all(each.chain([(FEATURES.to_vec(), Which::All)]))
+}
+
+/// Of any two both, either and neither. Both directions share all but a few lines: all features and none are loaded for both,
+/// of two halves each for one.
+pub(super) fn pairs() -> Result {
+    let all = [Vec::new(), FEATURES.to_vec()].map(|features| (features, Which::BothWays));
+    let halves =
+        halves(FEATURES.len()).into_iter().flatten().zip([Which::Sent, Which::Received].into_iter().cycle());
+    let halves = halves.map(|(half, which)| (half.into_iter().map(|place| FEATURES[place]).collect(), which));
+    try_all(all.into_iter().chain(halves))
+}
+
+/// So many things by halves, of which one has one of any two things and the other has the other: those whose numbers have a
+/// certain digit, and those whose numbers have not. Two different numbers differ in a digit.
+fn halves(things: usize) -> Vec<[Vec<usize>; 2]> {
+    let digits = usize::BITS - (things - 1).leading_zeros();
+    let with = |digit: u32, value: usize| (0..things).filter(|number| number >> digit & 1 == value).collect();
+    (0..digits).map(|digit| [0, 1].map(|value| with(digit, value))).collect()
+}
+
+/// Which programs are loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Which {
+    /// What decides over packets that are sent, and at the earliest hook that received ones can have.
+    Sent,
+    /// What decides over packets that are received, and at that hook.
+    Received,
+    /// All of these.
+    BothWays,
+    /// The same, and those of a detour, of a profile's changes and of new sockets, which hardly depend on the features.
+    All,
+}
+
+fn try_all(sets: impl Iterator<Item = (Vec<Feature>, Which)>) -> Result {
+    let mut tried = 0;
+    for (features, which) in sets {
+        tried +=
+            load(&features, which).map_err(|failure| Failure::new(format!("{features:?}: {failure}")))?;
+    }
+    println!("{tried} programs");
+    Ok(())
+}
+
+/// Loads programs of a run with these; how many.
+fn load(features: &[Feature], which: Which) -> Result<usize> {
+    let has = |feature| features.contains(&feature);
+    let matches = matches(features)?;
+    let rule = |direction| Rule {
+        label: String::new(),
+        direction,
+        matches: matches.clone(),
+        window: Window::ALL,
+        impairments: Impairments::default(),
+        spares: Vec::new(),
+        names: Vec::new(),
+    };
+    let mut tables = Tables::new(&[rule(Direction::In), rule(Direction::Out)], 1);
+    for feature in features {
+        if let Effects(effects) = feature {
+            tables.setup.effects |= effects;
+        }
+    }
+    let effects = tables.setup.effects;
+    // Numbers that stand for interfaces; nothing is sent.
+    let environment =
+        Environment { ethernet: has(Ethernet), near: [1, 1], far: [1, 1], ..Environment::default() };
+    let mut programs = Programs::load(&tables, 1, environment)?;
+    let mut loaded = 0;
+    for (direction, other) in [(Direction::Out, Which::Received), (Direction::In, Which::Sent)] {
+        if which != other {
+            programs.tc(direction)?;
+            loaded += 1;
+        }
+    }
+    // Who is not seen before the socket is, or does more than lose, is not at this hook.
+    if effects & !effect::ANY_LOSS == 0 && matches.is_of_everybody() {
+        programs.xdp()?;
+        loaded += 1;
+    }
+    if which == Which::All {
+        let detour = [program::BOUNCE, program::BACK].concat();
+        for name in detour.into_iter().chain([program::QUEUE, program::FIGURES]) {
+            programs.classifier(name)?;
+            loaded += 1;
+        }
+        programs.socket()?;
+        loaded += 1;
+    }
+    Ok(loaded)
+}
+
+fn matches(features: &[Feature]) -> Result<Match> {
+    let mut matches = Match::default();
+    for feature in features {
+        match feature {
+            Cgroups => matches.cgroups = vec![CgroupId { id: u64::MAX, level: 2 }],
+            Processes => matches.processes = vec![u32::MAX],
+            Questions => {
+                let names = vec!["*.example".parse().context("a name")?];
+                let types = vec!["A".parse().context("a type")?];
+                matches.question = Some(Question { names, types });
+            }
+            Protocols => matches.protocols = vec![17],
+            Ports => {
+                matches.remote_ports = vec!["53".parse().context("a port")?];
+                matches.local_ports = vec!["1024-65535".parse().context("ports")?];
+            }
+            Addresses => {
+                let all = ["10.0.0.1/32", "10.0.0.0/24", "fd00::1/128", "fd00::/64"];
+                matches.remote =
+                    all.iter().map(|text| text.parse().context(text)).collect::<Result<Vec<_>>>()?;
+                matches.local = matches.remote.clone();
+            }
+            Effects(_) | Ethernet => {}
+        }
+    }
+    Ok(matches)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_two_are_apart_both_ways() {
+        let halves = halves(FEATURES.len());
+        for (one, feature) in FEATURES.iter().enumerate() {
+            for (other, left_out) in FEATURES.iter().enumerate().filter(|(other, _)| *other != one) {
+                let apart = |half: &Vec<usize>| half.contains(&one) && !half.contains(&other);
+                assert!(halves.iter().flatten().any(apart), "{feature:?}, {left_out:?}");
+            }
+        }
+        assert!(halves.iter().all(|[one, other]| one.len() + other.len() == FEATURES.len()));
+    }
+}
