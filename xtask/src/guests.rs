@@ -24,7 +24,7 @@ const DEADLINE: Duration = Duration::from_secs(2700);
 
 /// In how many boots a kernel runs all its tests, and in how many the kernel that has it all runs those of the gate. These
 /// are short, so that no CPU is left without work for long.
-const HANDS: usize = 4;
+const HANDS: usize = 6;
 
 /// The programs that tests need.
 pub(crate) const PROGRAMS: [&str; 3] = ["faultline", "fl-tests", "fl-clock"];

@@ -43,7 +43,7 @@ impl Matrix {
         if !self.tests.contains(&result.test) {
             self.tests.push(result.test.clone());
         }
-        if result.outcome == Outcome::Again {
+        if result.outcome == Outcome::Again && counts(kernel) {
             self.disturbed.push(format!("{kernel} {}: {}", result.test, result.reason));
         }
         self.cells.insert((result.test.clone(), kernel.into()), result);
