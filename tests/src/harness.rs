@@ -176,6 +176,13 @@ pub struct Report {
     pub output: String,
 }
 
+impl Report {
+    fn skipped(test: &Test, reason: String) -> Self {
+        let (test, output) = (test.name, String::new());
+        Self { test, outcome: Outcome::Skip, reason, seconds: 0.0, cpu_seconds: 0.0, output }
+    }
+}
+
 /// How often a test is run at most, if the machine stands still each time.
 const ATTEMPTS: u32 = 3;
 
@@ -204,22 +211,25 @@ impl Runner {
     /// What `tell` says; no further test begins then.
     pub fn run_all(
         &self,
-        tests: &[&Test],
+        tests: &[&'static Test],
         at_once: usize,
-        tell: &mut dyn FnMut(Word<'_>) -> io::Result<()>,
+        tell: &mut dyn FnMut(Word<'static>) -> io::Result<()>,
     ) -> io::Result<()> {
+        if at_once <= 1 {
+            // Should this kernel not survive the test, it has been told which it was.
+            return tests.iter().try_for_each(|test| self.tell_run(test, tell));
+        }
         let waiting = Mutex::new(tests.iter().copied());
         let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
         thread::scope(|scope| {
-            // Of no length: a word has been told when the test goes on.
-            let (words, told) = mpsc::sync_channel(0);
-            for _ in 0..at_once.max(1) {
+            let (words, told) = mpsc::channel();
+            for _ in 0..at_once {
                 let words = words.clone();
                 scope.spawn(move || {
                     // Nobody listens any more once a word could not be told.
-                    let say = |word| words.send(word).is_ok();
+                    let mut say = |word| words.send(word).map_err(|_| io::ErrorKind::BrokenPipe.into());
                     while let Some(test) = next() {
-                        if !self.say_run(test, say) {
+                        if self.tell_run(test, &mut say).is_err() {
                             return;
                         }
                     }
@@ -230,27 +240,34 @@ impl Runner {
         })
     }
 
-    /// Runs a test and says so, while somebody listens.
-    fn say_run<'a>(&self, test: &'a Test, say: impl Fn(Word<'a>) -> bool) -> bool {
-        let mut heard = say(Word::Begins(test));
-        if !heard {
-            return false;
-        }
+    /// Runs a test and says so, word by word.
+    fn tell_run<'a>(
+        &self,
+        test: &'a Test,
+        tell: &mut dyn FnMut(Word<'a>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        tell(Word::Begins(test))?;
+        let mut told = Ok(());
         let report = self.run(test, |again| {
-            heard = heard && say(Word::Ended(again.clone())) && say(Word::Begins(test));
+            if told.is_ok() {
+                told = tell(Word::Ended(again.clone())).and_then(|()| tell(Word::Begins(test)));
+            }
         });
-        heard && say(Word::Ended(report))
+        told.and_then(|()| tell(Word::Ended(report)))
     }
 
     /// Runs one test, or says what it lacks. One that fails while the machine stands still is run again, unless its first
     /// word counts; `again` is told of each run that does not.
     pub fn run(&self, test: &Test, mut again: impl FnMut(&Report)) -> Report {
+        if is_emulated() && test.slow {
+            let reason = "slow: left out under emulation".to_owned();
+            return Report::skipped(test, reason);
+        }
         let missing =
             test.needs.iter().find_map(|need| self.machine.meets(*need).err().map(|why| (need, why)));
         if let Some((need, why)) = missing {
             let reason = format!("{need}: {why}");
-            let (test, output) = (test.name, String::new());
-            return Report { test, outcome: Outcome::Skip, reason, seconds: 0.0, cpu_seconds: 0.0, output };
+            return Report::skipped(test, reason);
         }
         let attempts = if test.once { 1 } else { ATTEMPTS };
         for _ in 1..attempts {

@@ -43,7 +43,7 @@ pub(crate) struct Scope<'a> {
 /// `cargo xtask vm`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Kernel to boot: 6.1, 6.12 (Debian's own), or a folder's name; all there are unless given
+    /// Kernel to boot: 6.1, 6.12, newest (Debian's), or a folder's name; all there are unless given
     #[arg(long = "kernel", value_name = "NAME")]
     kernels: Vec<String>,
     /// Only tests whose names contain one of these
@@ -71,9 +71,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     ensure!(!guests.kernels.is_empty(), "there is no kernel to boot");
     let mut matrix = Matrix::default();
+    // Who names a kernel wants to know of its failures.
+    matrix.count(&options.kernels);
+    guests.note_missing(&mut matrix);
     guests.test(Scope { filter: &options.tests, gate: None, repeat: options.repeat }, &mut matrix);
     matrix.print();
-    matrix.verdict(&[])
+    matrix.verdict(&[])?;
+    ensure!(matrix.counts().passed > 0, "no test has passed");
+    Ok(())
 }
 
 /// Kernels that guests can boot.
@@ -141,10 +146,17 @@ impl Guests {
         Self { tier, kernels: ready, missing, binaries }
     }
 
-    /// The names of the kernels that were wanted, and why one of them cannot be had.
-    pub(crate) fn names(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
-        let ready = self.kernels.iter().map(|kernel| (kernel.name.as_str(), None));
-        ready.chain(self.missing.iter().map(|(name, reason)| (name.as_str(), Some(reason.as_str()))))
+    /// The names of the kernels that were wanted, had or not.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        let ready = self.kernels.iter().map(|kernel| &kernel.name);
+        ready.chain(self.missing.iter().map(|(name, _)| name)).map(String::as_str)
+    }
+
+    /// Notes the kernels that cannot be had.
+    pub(crate) fn note_missing(&self, matrix: &mut Matrix) {
+        for (name, reason) in &self.missing {
+            matrix.broken(name, format!("cannot be had: {reason}"));
+        }
     }
 
     /// Runs the tests in every guest, in half as many again at a time as there are CPUs: a test keeps one of them busy two

@@ -29,6 +29,8 @@ pub(crate) struct Matrix {
     uncounted: Vec<String>,
     /// The runs that a machine which stood still made worthless, and why.
     disturbed: Vec<String>,
+    /// Kernels that count though they would not.
+    named: Vec<String>,
 }
 
 impl Matrix {
@@ -43,17 +45,27 @@ impl Matrix {
         if !self.tests.contains(&result.test) {
             self.tests.push(result.test.clone());
         }
-        if result.outcome == Outcome::Again && counts(kernel) {
+        if result.outcome == Outcome::Again && self.counts_for(kernel) {
             self.disturbed.push(format!("{kernel} {}: {}", result.test, result.reason));
         }
         self.cells.insert((result.test.clone(), kernel.into()), result);
+    }
+
+    /// Has these kernels count, whichever they are.
+    pub(crate) fn count(&mut self, kernels: &[String]) {
+        self.named.extend_from_slice(kernels);
+    }
+
+    fn counts_for(&self, kernel: &str) -> bool {
+        !UNCOUNTED.contains(&kernel) || self.named.iter().any(|named| named == kernel)
     }
 
     /// Notes that a kernel's run did not go as it should.
     pub(crate) fn broken(&mut self, kernel: &str, words: String) {
         println!("{kernel} {words}");
         let words = format!("{kernel} {words}");
-        if counts(kernel) { &mut self.broken } else { &mut self.uncounted }.push(words);
+        let counts = self.counts_for(kernel);
+        if counts { &mut self.broken } else { &mut self.uncounted }.push(words);
         self.know(kernel);
     }
 
@@ -121,15 +133,14 @@ impl Matrix {
         self.cells.get(&(test.to_string(), kernel.to_string()))
     }
 
-    /// How many cells came out how. A test that began and did not end has failed.
+    /// How many cells of the kernels that count came out how. A test that began and did not end has failed.
     pub(crate) fn counts(&self) -> Counts {
         let mut found = Counts::default();
-        for ((_, kernel), result) in &self.cells {
+        for (_, result) in self.cells.iter().filter(|((_, kernel), _)| self.counts_for(kernel)) {
             match result.outcome {
                 Outcome::Pass => found.passed += 1,
                 Outcome::Skip => found.skipped += 1,
-                Outcome::Fail | Outcome::Running | Outcome::Again if counts(kernel) => found.failed += 1,
-                Outcome::Fail | Outcome::Running | Outcome::Again => {}
+                Outcome::Fail | Outcome::Running | Outcome::Again => found.failed += 1,
             }
         }
         found
@@ -137,7 +148,7 @@ impl Matrix {
 
     /// Tests that failed on kernels that count, or on those that do not, in words.
     fn failures(&self, counted: bool) -> impl Iterator<Item = (String, &TestResult)> {
-        let cells = self.cells.iter().filter(move |((_, kernel), _)| counts(kernel) == counted);
+        let cells = self.cells.iter().filter(move |((_, kernel), _)| self.counts_for(kernel) == counted);
         cells.filter_map(|((test, kernel), result)| match result.outcome {
             Outcome::Fail => Some((format!("{test} failed on {kernel}: {}", result.reason), result)),
             Outcome::Running | Outcome::Again => {
@@ -160,10 +171,6 @@ impl Matrix {
         }
         bail!("not all is well:\n  {}", wrong.join("\n  "))
     }
-}
-
-fn counts(kernel: &str) -> bool {
-    !UNCOUNTED.contains(&kernel)
 }
 
 fn word(result: &TestResult) -> &'static str {
@@ -217,6 +224,8 @@ mod tests {
         matrix.hold_against(&Cells::of(&[("b", &[(NEWEST, "gate")])]), NEWEST, false);
         assert_eq!(matrix.counts(), Counts::default());
         assert!(matrix.verdict(&[]).is_ok());
+        matrix.count(&[NEWEST.to_owned()]);
+        assert!(matrix.verdict(&[]).is_err());
     }
 
     #[test]

@@ -16,9 +16,9 @@ use crate::{
 const NEEDS: &[Need] = &[Need::Root, Need::Btf];
 
 pub(super) const TESTS: &[Test] = &[
-    Test::new("life::a_stopped_owner_stops_injecting", stopped).needs(NEEDS).waits(),
-    Test::new("life::ends_in_time", in_time).needs(NEEDS).waits(),
-    Test::new("life::ends_in_time_while_its_owner_is_stopped", in_time_while_stopped).needs(NEEDS).waits(),
+    Test::new("life::a_stopped_owner_stops_injecting", stopped).needs(NEEDS),
+    Test::new("life::ends_in_time", in_time).needs(NEEDS),
+    Test::new("life::ends_in_time_while_its_owner_is_stopped", in_time_while_stopped).needs(NEEDS),
 ];
 
 const MILLISECOND: Duration = Duration::from_millis(1);

@@ -23,11 +23,10 @@ use crate::{
 
 pub(super) const TESTS: &[Test] = &[
     Test::new("time::every_signal_ends_it", every_signal).needs(NEEDS).timeout(90),
-    Test::new("time::ends_in_time", in_time).needs(NEEDS).timeout(60).waits(),
+    Test::new("time::ends_in_time", in_time).needs(NEEDS).timeout(60),
     Test::new("time::ends_in_time_while_its_owner_is_stopped", in_time_while_stopped)
         .needs(NEEDS)
-        .timeout(60)
-        .waits(),
+        .timeout(60),
     Test::new("time::ps_and_stop", ps_and_stop).needs(NEEDS).timeout(90),
     Test::new("time::its_cgroup_goes", cgroup_goes).needs(NEEDS).timeout(60),
     Test::new("time::only_planned", planned).needs(NEEDS).timeout(60).slow(),

@@ -15,7 +15,7 @@ use crate::{
 };
 
 pub(super) const TESTS: &[Test] = &[
-    Test::new("time::a_leap_second_at_once", step).needs(NEEDS).timeout(60).waits(),
+    Test::new("time::a_leap_second_at_once", step).needs(NEEDS).timeout(60),
     Test::new("time::a_leap_second_smeared", smear).needs(NEEDS).timeout(120).slow().waits(),
 ];
 

@@ -1,5 +1,4 @@
-//! What these tests share: a process whose clocks are skewed and one whose clocks are right, in a cgroup each, and a
-//! `/run` of its own.
+//! What these tests share: a process whose clocks are skewed and one whose clocks are right, in a cgroup each.
 
 use std::time::Duration;
 

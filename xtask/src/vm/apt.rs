@@ -58,6 +58,8 @@ impl Apt {
                 format!("Dir::State::lists={}", lists.display()),
                 format!("Dir::Cache={}", folder.join("cache").display()),
                 "APT::Get::List-Cleanup=0".into(),
+                // Lists that could not be had are not current.
+                "APT::Update::Error-Mode=any".into(),
             ],
         };
         let stamp = folder.join("updated");

@@ -15,6 +15,7 @@ mod workdir;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
 
@@ -57,11 +58,13 @@ impl Tier {
         Ok(report)
     }
 
-    /// The last console of each kernel stays in `target/vm/console`, for a look after the event.
+    /// The consoles of a run's boots stay in `target/vm/console`, for a look after the event.
     fn keep_console(&self, kernel: &Kernel, console: &str) -> Result<()> {
+        static BOOTS: AtomicU32 = AtomicU32::new(1);
+        let boot = BOOTS.fetch_add(1, Ordering::Relaxed);
         let dir = self.dir.join("console");
         fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
-        let path = dir.join(format!("{}.log", kernel.name));
+        let path = dir.join(format!("{}.{boot}.log", kernel.name));
         fs::write(&path, console).with_context(|| format!("writing {}", path.display()))
     }
 
