@@ -75,7 +75,7 @@ impl Matrix {
         }
     }
 
-    /// Fails each cell that was to run on a kernel and did not. A kernel's twin of another name has no list and loses none.
+    /// Fails each cell that was to run on a kernel and did not. A kernel without a column loses none.
     pub(crate) fn hold_against(&mut self, cells: &Cells, kernel: &str, every_kernel: bool) {
         let wanted = cells.wanted(kernel, every_kernel);
         let mut lost: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();

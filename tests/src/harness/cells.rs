@@ -3,7 +3,7 @@
 //! The gate runs what is marked for it and tries what a kernel is said to lack, which is then skipped; all else runs with
 //! `--every-kernel` alone. A cell that is to run and is skipped, or missing, fails the run: `cargo xtask test` looks.
 
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::{collections::BTreeMap, str::FromStr};
 
 use super::Test;
 
@@ -108,12 +108,6 @@ impl FromStr for Hand {
             Some((number, of)) if (1..=of).contains(&number) => Ok(Self { number, of }),
             _ => Err(format!("`{words}` is no hand; say 1/2 for the first of two")),
         }
-    }
-}
-
-impl fmt::Display for Hand {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}/{}", self.number, self.of)
     }
 }
 
