@@ -1,10 +1,11 @@
 //! Tests that fail in every way there is, for the one test that shows that the runner notices.
 
-use std::{process::Command, thread, time::Duration};
+use std::{env, fs::File, io::Write, process::Command, thread, time::Duration};
 
 use nix::{
     errno::Errno,
-    sys::signal::{Signal, kill, raise},
+    fcntl::{FcntlArg, Flock, FlockArg, fcntl},
+    sys::signal::{SigSet, Signal, kill, raise},
     unistd::{Pid, getppid},
 };
 
@@ -18,7 +19,8 @@ use crate::{
 pub(crate) const TESTS: &[Test] = &[Test::new("runner::judges", judges).needs(&[])];
 
 /// Found by name only, never run on their own.
-pub(crate) const DECOYS: &[Test] = &[PASSES, FAILS, PANICS, DIES, LACKS, HANGS, HANGS_TOO, STOPS, STOPS_ONCE];
+pub(crate) const DECOYS: &[Test] =
+    &[PASSES, FAILS, PANICS, DIES, LACKS, HANGS, HANGS_TOO, STOPS, STOPS_ONCE, WRITES_LATE];
 
 const PASSES: Test = Test::new("decoy::passes", || Ok(())).needs(&[]);
 const FAILS: Test = Test::new("decoy::fails", fails).needs(&[]);
@@ -32,6 +34,12 @@ const HANGS_TOO: Test = Test::new("decoy::hangs-too", sleep_forever).needs(&[]);
 const STOPS: Test = Test::new("decoy::stops", stops).needs(&[]);
 const STOPS_ONCE: Test = Test::new("decoy::stops-once", stops).needs(&[]).once();
 
+/// An owner that writes a line down when it is asked to end, and then ends.
+pub(crate) const WRITES_LATE: Test = Test::new("decoy::writes-late", writes_late).needs(&[]);
+/// The record that this is the owner of, and the line.
+pub(crate) const LATE_RECORD: &str = "FL_TEST_RECORD";
+pub(crate) const LATE_LINE: &str = "FL_TEST_LINE";
+
 fn fails() -> Result {
     println!("what it printed");
     Err(Failure::new("2 of 3"))
@@ -39,6 +47,36 @@ fn fails() -> Result {
 
 fn dies() -> Result {
     raise(Signal::SIGKILL).context("raise")
+}
+
+fn writes_late() -> Result {
+    let told = |name| env::var(name).context(name);
+    let mut record = File::options().read(true).append(true).open(told(LATE_RECORD)?).context("open")?;
+    own(&record)?;
+    let mut term = SigSet::empty();
+    term.add(Signal::SIGTERM);
+    term.thread_block().context("sigprocmask")?;
+    println!("ready");
+    term.wait().context("sigwait")?;
+    writeln!(record, "{}", told(LATE_LINE)?).context("write")
+}
+
+/// Takes the locks of a record's owner, until the process ends.
+pub(crate) fn own(record: &File) -> Result {
+    let life = libc::flock {
+        l_type: libc::F_WRLCK as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: 0,
+        l_len: 1,
+        l_pid: 0,
+    };
+    fcntl(record, FcntlArg::F_OFD_SETLK(&life)).context("lock")?;
+    let held = record.try_clone().context("dup")?;
+    let held =
+        Flock::lock(held, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno).context("flock")?;
+    // Not let go of by being dropped.
+    std::mem::forget(held);
+    Ok(())
 }
 
 /// With a child that would outlive it.

@@ -196,6 +196,17 @@ impl Faultline {
         Self::spawn(command)?.wait(Duration::from_secs(20))
     }
 
+    /// Starts another program that starts `faultline`, as it is written.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be started.
+    pub fn start_binary(path: &Path, arguments: &[&str]) -> Result<Self> {
+        let mut command = Command::new(path);
+        command.args(arguments);
+        Self::spawn(command)
+    }
+
     /// A child is killed when the *thread* that started it ends, so that thread is the one that waits for it.
     fn spawn(mut command: Command) -> Result<Self> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -33,7 +33,7 @@ pub(super) fn run(typed: Typed) -> Result<Code, CliError> {
     require_root()?;
     let signals = Signals::take()?;
     if !run.plan {
-        owners::sweep_first(true)?;
+        owners::sweep_before()?;
     }
     let mut targets = Vec::new();
     let mut rules = Vec::new();

@@ -15,9 +15,7 @@ const STATE: usize = 7;
 /// Says what this kernel can do.
 pub(super) fn run(json: bool) -> Result<Code, CliError> {
     // Without root nothing can be swept, and the report says what else cannot be done.
-    if nix::unistd::geteuid().is_root() {
-        owners::sweep_first(false)?;
-    }
+    let swept = if nix::unistd::geteuid().is_root() { owners::sweep_first()? } else { Code::Success };
     let report = probe::run();
     let mut out = io::stdout().lock();
     if json {
@@ -26,7 +24,7 @@ pub(super) fn run(json: bool) -> Result<Code, CliError> {
     } else {
         print_text(&report, &mut out)?;
     }
-    Ok(if report.ready { Code::Success } else { Code::NotStarted })
+    Ok(if report.ready { swept } else { Code::NotStarted })
 }
 
 /// Prints the report: the host, a line for each mechanism with cause and remedy where it is missing, and what

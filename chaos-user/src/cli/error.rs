@@ -126,7 +126,9 @@ impl CliError {
             | Self::Calls(_)
             | Self::Place(PlaceError::Glob(_))
             | Self::UnknownFault(_) => Code::InvalidInput,
-            Self::Session(SessionError::Dirty(_)) => Code::Dirty,
+            // What lies there is not known.
+            Self::Sweep(SweepError::Journal(JournalError::Refused { .. }))
+            | Self::Session(SessionError::Dirty(_)) => Code::Dirty,
             Self::NotRoot
             | Self::Unaimed
             | Self::WithoutClocks

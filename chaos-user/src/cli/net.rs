@@ -38,7 +38,7 @@ pub(super) fn run(first: FaultSpec, further: Vec<FaultSpec>, options: &RunOption
     require_root()?;
     let signals = Signals::take()?;
     if !options.plan {
-        owners::sweep_first(true)?;
+        owners::sweep_before()?;
     }
     let targets = targets(&spec)?;
     let network = network(&spec, &targets)?;
@@ -224,6 +224,7 @@ fn code(ending: Ending, fired: bool) -> Code {
         Ending::Signal(_) => Code::Interrupted,
         Ending::Lapsed(_)
         | Ending::DeviceGone
+        | Ending::DeviceMoved
         | Ending::DiskGone
         | Ending::Overruled
         | Ending::TargetGone

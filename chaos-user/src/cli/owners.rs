@@ -9,12 +9,12 @@ use super::{
     net::require_root,
     report::{counted, rounded},
 };
-use crate::session::{self, Live, Record, live};
+use crate::session::{self, Left, Live, Record, Records, live};
 
 /// Lists the faults of all owners.
 pub(super) fn ps(json: bool) -> Result<Code, CliError> {
     require_root()?;
-    sweep_first(false)?;
+    let code = sweep_first()?;
     let faults = live()?;
     let mut out = io::stdout().lock();
     if !json {
@@ -27,7 +27,7 @@ pub(super) fn ps(json: bool) -> Result<Code, CliError> {
     for fault in &faults {
         if json { writeln!(out, "{}", object(fault))? } else { rows(fault, &mut out)? }
     }
-    Ok(Code::Success)
+    Ok(code)
 }
 
 fn object(fault: &Live) -> serde_json::Value {
@@ -51,7 +51,7 @@ fn object(fault: &Live) -> serde_json::Value {
         .collect();
     json!({
         "id": fault.id,
-        "pid": fault.begun.owner.pid,
+        "pid": fault.pid,
         "start_time": fault.begun.owner.start_time,
         "state": fault.state,
         "device": fault.begun.device,
@@ -68,6 +68,7 @@ fn rows(fault: &Live, out: &mut impl Write) -> io::Result<()> {
     let state = json!(fault.state);
     let left =
         fault.remaining.map_or_else(|| "-".into(), |left| format!("{:.0}s", left.as_secs_f64().ceil()));
+    let pid = fault.pid.map_or_else(|| "-".into(), |pid| pid.to_string());
     for (number, rule) in fault.begun.rules.iter().enumerate() {
         let hook = fault.hooks.iter().find(|hook| hook.direction == rule.direction);
         let counters = fault.counters.as_ref();
@@ -79,9 +80,8 @@ fn rows(fault: &Live, out: &mut impl Write) -> io::Result<()> {
             .unwrap_or_else(|| ["-", "-", "-"].map(String::from));
         writeln!(
             out,
-            "{:<6} {:>8} {:<9} {:<12} {:>11} {:<4} {:<17} {seen:>10} {matched:>10} {fired:>10} {left:>8}  {}",
+            "{:<6} {pid:>8} {:<9} {:<12} {:>11} {:<4} {:<17} {seen:>10} {matched:>10} {fired:>10} {left:>8}  {}",
             fault.id,
-            fault.begun.owner.pid,
             state.as_str().unwrap_or_default(),
             fault.begun.device.as_deref().unwrap_or("-"),
             fault.begun.netns,
@@ -93,26 +93,36 @@ fn rows(fault: &Live, out: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-/// Ends the named faults, or all.
+/// Ends the named faults, or all: each that can be, whatever becomes of another.
 pub(super) fn stop(ids: &[String], all: bool) -> Result<Code, CliError> {
     require_root()?;
-    sweep_first(false)?;
-    let records = Record::all()?;
-    let unknown = ids.iter().find(|id| !records.iter().any(|record| record.id == **id));
-    if let Some(id) = unknown {
+    let mut code = sweep_first()?;
+    let Records { understood, kept } = Record::all()?;
+    let is_known =
+        |id: &&String| understood.iter().any(|it| it.id == **id) || kept.iter().any(|it| it.id == **id);
+    if let Some(id) = ids.iter().find(|id| !is_known(id)) {
         return Err(CliError::UnknownFault(id.clone()));
     }
+    if kept.iter().any(|kept| all || ids.contains(&kept.id)) {
+        code = Code::Dirty;
+    }
     let mut out = io::stdout().lock();
-    for record in records.iter().filter(|record| all || ids.contains(&record.id)) {
-        session::stop(record, |time| {
+    for record in understood.iter().filter(|record| all || ids.contains(&record.id)) {
+        let stopped = session::stop(record, |time| {
             let (id, time) = (&record.id, humantime::format_duration(rounded(time)));
             eprintln!(
                 "faultline: clocks of {id} become right within {time}; another `faultline stop {id}` has them jump"
             );
-        })?;
-        writeln!(out, "stopped {}; nothing of it is left", record.id)?;
+        });
+        match stopped {
+            Ok(()) => writeln!(out, "stopped {}; nothing of it is left", record.id)?,
+            Err(error) => {
+                code = Code::Dirty;
+                eprintln!("faultline: {}: {error}", record.id);
+            }
+        }
     }
-    Ok(Code::Success)
+    Ok(code)
 }
 
 /// What a run starts beside itself.
@@ -122,22 +132,35 @@ pub(super) fn guard(id: &str) -> Result<Code, CliError> {
     Ok(Code::Success)
 }
 
-/// Clears away what dead owners have left, before anything else is done. What cannot be is told; beside what may still
-/// hurt nothing new begins.
-pub(super) fn sweep_first(begins: bool) -> Result<(), CliError> {
+/// Clears away what dead owners have left, before anything new begins: not beside what may still hurt.
+pub(super) fn sweep_before() -> Result<(), CliError> {
     for left in session::sweep()?.left {
-        if begins && !left.is_inert {
+        if !left.is_inert {
             return Err(left.error.into());
         }
-        eprintln!("faultline: of {}, whose owner is gone, something is left: {}", left.id, left.error);
+        tell(&left);
     }
     Ok(())
+}
+
+/// Clears away what dead owners have left, before anything else is done. What cannot be is told, and is what the command
+/// ends with if all else is well.
+pub(super) fn sweep_first() -> Result<Code, CliError> {
+    let left = session::sweep()?.left;
+    left.iter().for_each(tell);
+    Ok(if left.iter().all(|left| left.is_inert || left.alive) { Code::Success } else { Code::Dirty })
+}
+
+fn tell(Left { id, error, alive, .. }: &Left) {
+    let what =
+        if *alive { "its owner lives, and what it does is not known" } else { "something may be left of it" };
+    eprintln!("faultline: {id}: {what}: {error}");
 }
 
 /// Clears away what dead owners have left.
 pub(super) fn sweep() -> Result<Code, CliError> {
     require_root()?;
-    let mut swept = session::sweep()?;
+    let swept = session::sweep()?;
     let mut out = io::stdout().lock();
     for id in &swept.removed {
         writeln!(out, "removed the record of {id}, whose owner is gone; nothing of it is attached")?;
@@ -145,9 +168,6 @@ pub(super) fn sweep() -> Result<Code, CliError> {
     if swept.removed.is_empty() && swept.left.is_empty() {
         writeln!(out, "nothing to sweep")?;
     }
-    let Some(last) = swept.left.pop() else { return Ok(Code::Success) };
-    for left in swept.left {
-        eprintln!("faultline: {}: {}", left.id, left.error);
-    }
-    Err(last.error.into())
+    swept.left.iter().for_each(tell);
+    Ok(if swept.left.iter().all(|left| left.alive) { Code::Success } else { Code::Dirty })
 }

@@ -46,8 +46,8 @@ fn apply(file: &str, id: Option<&str>) -> Result<Code, CliError> {
     // All of it is read and checked before anything is changed.
     let profile = Profile::load(file).map_err(CliError::Profile)?;
     require_root()?;
-    owners::sweep_first(true)?;
-    let records = Record::all()?;
+    owners::sweep_before()?;
+    let records = Record::all()?.understood;
     if let Some(id) = id.filter(|id| !records.iter().any(|record| record.id == **id)) {
         return Err(CliError::UnknownFault(id.into()));
     }

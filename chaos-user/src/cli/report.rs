@@ -288,6 +288,9 @@ fn verdict(ending: Ending, code: Code) -> (&'static str, String) {
             ),
         ),
         Ending::DeviceGone => ("aborted", "the interface is gone".into()),
+        Ending::DeviceMoved => {
+            ("aborted", "the interface has been moved to another network namespace".into())
+        }
         Ending::DiskGone => ("aborted", "the block device is gone".into()),
         Ending::Overruled => {
             ("aborted", "somebody else has changed what it had set, which is left so".into())

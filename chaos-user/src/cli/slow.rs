@@ -94,7 +94,7 @@ pub(super) fn run(options: SlowOptions) -> Result<Code, CliError> {
     require_root()?;
     let signals = Signals::take()?;
     if !plan {
-        owners::sweep_first(true)?;
+        owners::sweep_before()?;
     }
     let found = look_up(&spec)?;
     if plan {

@@ -123,7 +123,7 @@ pub(super) fn run(options: SkewOptions) -> Result<Code, CliError> {
     require_root()?;
     let signals = Signals::take()?;
     if !options.plan {
-        owners::sweep_first(true)?;
+        owners::sweep_before()?;
     }
     let command = if options.command.is_empty() || options.plan {
         None

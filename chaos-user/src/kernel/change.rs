@@ -1,24 +1,124 @@
 //! What the kernel does not take back when its owner ends: written down before it is made, and taken back by
 //! whoever finds it written down.
 
-use std::fs::File;
+use std::{fmt, io, os::fd::OwnedFd};
 
 use chaos_ebpf::abi::Direction;
 use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Result,
+    Error, Result,
     ethtool::{Ethtool, Feature, SEGMENTATION},
     filter, gone,
     memory::VdsoChange,
-    netlink::Netlink,
+    netlink::{Link, Netlink},
     throttle::Throttle,
 };
 
+/// What kind of fault a change is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Family {
+    /// Packets and connections.
+    Net,
+    /// Block devices.
+    Disk,
+    /// Clocks.
+    Clock,
+}
+
+impl Family {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Net, Self::Disk, Self::Clock];
+
+    /// As it is written down.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Net => "net",
+            Self::Disk => "disk",
+            Self::Clock => "clock",
+        }
+    }
+
+    /// How its changes are written down: another number for every other way.
+    #[must_use]
+    pub const fn version(self) -> u32 {
+        match self {
+            Self::Net | Self::Disk | Self::Clock => 1,
+        }
+    }
+}
+
+/// An interface, told from others wherever it is moved to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    /// Its number where it was.
+    pub ifindex: u32,
+    /// Its name there.
+    pub name: String,
+    /// Its link-layer address, if it has one; that goes with it.
+    pub address: Vec<u8>,
+    /// The driver's kind.
+    pub kind: Option<String>,
+}
+
+impl Interface {
+    /// The one with this number in the caller's network namespace.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, or that there is none.
+    pub fn find(netlink: &mut Netlink, ifindex: u32) -> Result<Self> {
+        let none = || {
+            let none = io::Error::from_raw_os_error(libc::ENODEV);
+            Error::new("netlink(RTM_GETLINK)", format!("interface {ifindex}"), none)
+        };
+        Ok(Self::of(netlink.link_by_index(ifindex)?.ok_or_else(none)?))
+    }
+
+    /// Whether it is where it was: in the network namespace of this connection.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn stays(&self, netlink: &mut Netlink) -> Result<bool> {
+        Ok(netlink.link_by_index(self.ifindex)?.is_some_and(|link| self.is_here(&link)))
+    }
+
+    fn of(link: Link) -> Self {
+        Self { ifindex: link.index, name: link.name, address: link.address, kind: link.kind }
+    }
+
+    /// Whether it has an address by which it is known elsewhere.
+    fn has_address(&self) -> bool {
+        self.address.iter().any(|byte| *byte != 0)
+    }
+
+    /// Whether this is it, where it was. Another may have its number and its name by now.
+    fn is_here(&self, link: &Link) -> bool {
+        let is_it = if self.has_address() { self.is_known_as(link) } else { self.name == link.name };
+        self.ifindex == link.index && is_it
+    }
+
+    fn is_known_as(&self, link: &Link) -> bool {
+        self.has_address() && self.address == link.address && self.kind == link.kind
+    }
+}
+
+/// Where a change was taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Undone {
+    /// Here, or there is nothing more to take back.
+    Here,
+    /// Not here: what was changed is gone, or has been moved to another network namespace.
+    NotHere,
+}
+
 /// A change to an interface, in the network namespace that the caller has to enter, to a cgroup, or to processes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "change", rename_all = "snake_case")]
+#[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Change {
     /// A filter that runs a program. The program's number is never given again, so nobody else's filter can be
     /// taken for it.
@@ -35,10 +135,10 @@ pub enum Change {
         /// The interface.
         ifindex: u32,
     },
-    /// Features of the interface that are switched off.
+    /// Features of an interface that are switched off.
     Features {
-        /// The interface.
-        ifindex: u32,
+        /// Which.
+        interface: Interface,
         /// As they were.
         before: Vec<Feature>,
     },
@@ -49,6 +149,16 @@ pub enum Change {
 }
 
 impl Change {
+    /// Of what kind of fault it is.
+    #[must_use]
+    pub const fn family(&self) -> Family {
+        match self {
+            Self::Filter { .. } | Self::Clsact { .. } | Self::Features { .. } => Family::Net,
+            Self::Throttle(_) => Family::Disk,
+            Self::Vdso(_) => Family::Clock,
+        }
+    }
+
     /// Whether several owners can have made it together; the last of them takes it back.
     #[must_use]
     pub fn is_shared(&self) -> bool {
@@ -78,16 +188,84 @@ impl Change {
     /// # Errors
     ///
     /// The kernel's.
-    pub fn undo(&self) -> Result<()> {
+    pub fn undo(&self) -> Result<Undone> {
         match self {
-            Self::Filter { ifindex, direction, program } => filter::remove(*ifindex, *direction, *program),
-            Self::Clsact { ifindex } => filter::remove_clsact(*ifindex),
-            Self::Features { ifindex, before } => {
-                let set = Ethtool::open(*ifindex).and_then(|ethtool| ethtool.set(before));
-                gone::is_nothing(set).map(drop)
+            Self::Filter { ifindex, direction, program } => filter::remove(*ifindex, *direction, *program)?,
+            Self::Clsact { ifindex } => filter::remove_clsact(*ifindex)?,
+            Self::Features { interface, before } => {
+                if !interface.stays(&mut Netlink::open()?)? {
+                    return Ok(Undone::NotHere);
+                }
+                return features_on(interface.ifindex, before);
             }
-            Self::Throttle(throttle) => throttle.undo(),
-            Self::Vdso(vdso) => vdso.undo(),
+            Self::Throttle(throttle) => throttle.undo()?,
+            Self::Vdso(vdso) => vdso.undo()?,
+        }
+        Ok(Undone::Here)
+    }
+
+    /// Takes it back in a network namespace to which what was changed may have been moved.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, or that there are several that it can be.
+    pub fn undo_moved(&self) -> Result<Undone> {
+        let Self::Features { interface, before } = self else { return Ok(Undone::NotHere) };
+        let links = Netlink::open()?.links()?;
+        let mut off = Vec::new();
+        for link in links.iter().filter(|link| interface.is_known_as(link)) {
+            // Another of the same address has what it has.
+            if are_off(link.index, before)? {
+                off.push(link);
+            }
+        }
+        match off[..] {
+            [] => Ok(Undone::NotHere),
+            [link] => features_on(link.index, before),
+            _ => {
+                let several = io::Error::other(format!("{} interfaces have its address", off.len()));
+                Err(Error::new("find", format!("the interface that was {}", interface.name), several))
+            }
+        }
+    }
+
+    /// Takes it back where it was made and nothing has what it is known by: somebody may have given it another address.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn undo_by_name(&self) -> Result<Undone> {
+        let Self::Features { interface, before } = self else { return Ok(Undone::NotHere) };
+        let link = Netlink::open()?.link_by_index(interface.ifindex)?;
+        let is_it = link.is_some_and(|link| link.name == interface.name && link.kind == interface.kind);
+        if is_it && are_off(interface.ifindex, before)? {
+            return features_on(interface.ifindex, before);
+        }
+        Ok(Undone::NotHere)
+    }
+
+    /// Whether what it changes may be moved to another network namespace, and is found there.
+    #[must_use]
+    pub fn can_move(&self) -> bool {
+        matches!(self, Self::Features { .. })
+    }
+
+    /// Whether it is found there by anything.
+    #[must_use]
+    pub fn is_known_elsewhere(&self) -> bool {
+        matches!(self, Self::Features { interface, .. } if interface.has_address())
+    }
+
+    /// The command that takes it back.
+    #[must_use]
+    pub fn remedy(&self) -> String {
+        match self {
+            Self::Features { interface, before } => {
+                let on: Vec<_> = before.iter().map(|(name, _)| format!("{name} on")).collect();
+                format!("ethtool -K {} {}", interface.name, on.join(" "))
+            }
+            Self::Throttle(throttle) => throttle.remedy(),
+            Self::Filter { .. } | Self::Clsact { .. } | Self::Vdso(_) => "faultline sweep".into(),
         }
     }
 
@@ -110,6 +288,20 @@ impl Change {
     }
 }
 
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Filter { ifindex, direction, .. } => {
+                write!(f, "filters of packets {} on interface {ifindex}", direction.name())
+            }
+            Self::Clsact { ifindex } => write!(f, "filters on interface {ifindex}"),
+            Self::Features { interface, .. } => write!(f, "offloads of interface {}", interface.name),
+            Self::Throttle(throttle) => throttle.fmt(f),
+            Self::Vdso(_) => f.write_str("changed clocks"),
+        }
+    }
+}
+
 /// Why something could not be written down.
 pub type Unwritten = Box<dyn std::error::Error + Send + Sync>;
 
@@ -120,7 +312,7 @@ pub trait Ledger {
     /// # Errors
     ///
     /// If that is not possible.
-    fn hold(&self) -> std::result::Result<Flock<File>, Unwritten>;
+    fn hold(&self) -> std::result::Result<Flock<OwnedFd>, Unwritten>;
 
     /// What other owners have written down of this network namespace.
     ///
@@ -162,19 +354,43 @@ pub(super) fn clsact(ifindex: u32, ledger: &mut dyn Ledger) -> Result<()> {
 pub fn features_off(ifindex: u32, ledger: &mut dyn Ledger) -> Result<()> {
     let _held = ledger.hold().map_err(unwritten)?;
     let others = ledger.of_others().map_err(unwritten)?;
-    let same = |change: &Change| matches!(change, Change::Features { ifindex: of, .. } if *of == ifindex);
+    let same = |change: &Change| matches!(change, Change::Features { interface, .. } if interface.ifindex == ifindex);
     // What others have switched off was not off before them.
     if let Some(theirs) = others.into_iter().find(same) {
         return ledger.note(theirs).map_err(unwritten);
     }
+    let interface = Interface::find(&mut Netlink::open()?, ifindex)?;
     let ethtool = Ethtool::open(ifindex)?;
     let before: Vec<_> = ethtool.features(SEGMENTATION)?.into_iter().filter(|(_, on)| *on).collect();
     let off: Vec<_> = before.iter().map(|(name, _)| (name.clone(), false)).collect();
-    ledger.note(Change::Features { ifindex, before }).map_err(unwritten)?;
+    ledger.note(Change::Features { interface, before }).map_err(unwritten)?;
     ethtool.set(&off)
 }
 
+fn are_off(ifindex: u32, before: &[Feature]) -> Result<bool> {
+    let now = Ethtool::open(ifindex).and_then(|ethtool| ethtool.features(SEGMENTATION));
+    let now = gone::is_nothing(now)?.unwrap_or_default();
+    Ok(before.iter().all(|(name, _)| now.contains(&(name.clone(), false))))
+}
+
+/// Switches features on, and looks whether they are; one that goes meanwhile is not here.
+fn features_on(ifindex: u32, before: &[Feature]) -> Result<Undone> {
+    let on = Ethtool::open(ifindex).and_then(|ethtool| {
+        ethtool.set(before)?;
+        let names: Vec<_> = before.iter().map(|(name, _)| name.as_str()).collect();
+        let off: Vec<_> = ethtool.features(&names)?.into_iter().filter(|(_, on)| !on).collect();
+        match off.first() {
+            None => Ok(()),
+            Some((name, _)) => {
+                let stays = io::Error::other("the driver does not switch it on again");
+                Err(Error::new("ETHTOOL_SFEATURES", format!("{name} of interface {ifindex}"), stays))
+            }
+        }
+    });
+    Ok(if gone::is_nothing(on)?.is_some() { Undone::Here } else { Undone::NotHere })
+}
+
 /// What the ledger says, as an error of this half.
-pub(super) fn unwritten(error: Unwritten) -> super::Error {
-    super::Error::new("write", "the journal", std::io::Error::other(error))
+pub(super) fn unwritten(error: Unwritten) -> Error {
+    Error::new("write", "the journal", io::Error::other(error))
 }

@@ -346,9 +346,18 @@ impl VdsoChange {
     fn changed(&self) -> Result<Vec<Memory>> {
         let entries = fs::read_dir("/proc").map_err(|source| Error::new("readdir", "/proc", source))?;
         let processes = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        // Of processes that come and go it cannot be known, and those of other kinds are none of ours.
-        let all = processes.filter_map(|process| Memory::open(process).ok());
-        Ok(all.filter(|memory| memory.is_changed(self).unwrap_or(false)).collect())
+        let mut changed = Vec::new();
+        for process in processes {
+            let memory = Memory::open(process);
+            match memory.and_then(|memory| memory.is_changed(self).map(|is| is.then_some(memory))) {
+                Ok(memory) => changed.extend(memory),
+                // What could not be looked at is not known.
+                Err(ClockError::Kernel(error)) => return Err(error),
+                // Processes end meanwhile, and those of other kinds are none of ours.
+                Err(_) => {}
+            }
+        }
+        Ok(changed)
     }
 
     /// The processes that are changed, by number.

@@ -135,6 +135,12 @@ pub struct Throttle {
     pub before: Limits,
 }
 
+impl fmt::Display for Throttle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "limits of {} on {}", self.folder.display(), self.device)
+    }
+}
+
 /// Why a cgroup cannot be limited.
 #[derive(Debug, thiserror::Error)]
 pub enum ThrottleError {
@@ -321,8 +327,11 @@ impl Throttle {
         match by_number(mount?.as_fd(), self.cgroup) {
             Ok(folder) => Ok(Some(folder)),
             Err(gone) if gone.raw_os_error() == Some(libc::ESTALE) => Ok(None),
-            // Not every kernel can, nor may everybody.
-            Err(_) => Ok(self.search(&root)),
+            // Not every kernel can, nor may everybody. What is not seen from here is not gone.
+            Err(source) => match self.search(&root) {
+                Some(found) => Ok(Some(found)),
+                None => Err(self.error("open_by_handle_at", "", source)),
+            },
         }
     }
 

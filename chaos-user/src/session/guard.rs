@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Record, SweepError, sweep};
+use super::{Record, SweepError, folder::Folder, sweep};
 use crate::kernel::{change::Change, hold};
 
 /// The command that a guard is.
@@ -92,8 +92,11 @@ pub fn guard(id: &str) -> Result<(), SweepError> {
     hold::first();
     // Whatever it says, it ends with the owner.
     let _ = io::stdin().read_to_end(&mut Vec::new());
-    let own = |records: Vec<Record>| records.into_iter().find(|record| record.id == id);
-    let Some(record) = own(Record::all()?) else { return Ok(()) };
+    let own = || match Folder::open()? {
+        Some(folder) => Ok(Record::read(&folder, id)?),
+        None => Ok::<_, SweepError>(None),
+    };
+    let Some(record) = own()? else { return Ok(()) };
     for change in record.changes() {
         if let Change::Vdso(vdso) = change {
             // Clocks are right from here on; the rest takes as long as it takes.
@@ -101,7 +104,7 @@ pub fn guard(id: &str) -> Result<(), SweepError> {
         }
     }
     let deadline = Instant::now() + PATIENCE;
-    while own(Record::all()?).is_some_and(|record| record.alive) && Instant::now() < deadline {
+    while own()?.is_some_and(|record| record.alive) && Instant::now() < deadline {
         thread::sleep(PAUSE);
     }
     sweep().map(drop)

@@ -1,14 +1,14 @@
 //! What owners write down under `/run/faultline` so that others can see, stop and clean up after them.
 //!
-//! A record is a file of JSON lines that its owner appends to and holds locked (`flock`) as long as it lives.
-//! The kernel lets go of the lock when the owner ends, however it ends and whatever pid namespace it was in:
-//! a record that can be locked has no owner. Pid and start time say whom to ask while there is one.
+//! A record is a file of JSON lines that its owner appends to and holds locked as long as it lives, twice: by a byte that
+//! others can ask for without taking it, and by `flock`, of which `/proc/locks` says who has it. The kernel lets go of both
+//! when the owner ends, however it ends and whatever pid namespace it was in.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::File,
     io::{self, Write},
-    os::fd::AsFd,
-    path::{Path, PathBuf},
+    os::fd::OwnedFd,
+    path::Path,
 };
 
 use nix::fcntl::{Flock, FlockArg};
@@ -16,33 +16,20 @@ use serde::{Deserialize, Serialize};
 
 use chaos_ebpf::abi::Direction;
 
-use super::{Process, undo};
+use super::{
+    Process,
+    folder::{Byte, Folder, Result, error, path_of},
+    namespaces::Namespaces,
+    undo,
+};
 use crate::kernel::{
     calls::Attached,
-    change::{Change, Ledger, Unwritten},
+    change::{Change, Family, Ledger, Unwritten},
     counters::MapIds,
     mechanism::Mechanism,
     peers::ProfileIds,
     throttle::Tally,
 };
-
-/// Where records lie.
-pub(super) const DIRECTORY: &str = "/run/faultline";
-
-/// A file operation on the journal that failed.
-#[derive(Debug, thiserror::Error)]
-#[error("{call} {}: {source}", path.display())]
-pub struct JournalError {
-    call: &'static str,
-    path: PathBuf,
-    source: io::Error,
-}
-
-pub(super) type Result<T> = std::result::Result<T, JournalError>;
-
-pub(super) fn error(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> JournalError {
-    move |source| JournalError { call, path: path.into(), source }
-}
 
 /// A hook that is in use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,7 +81,14 @@ pub enum Entry {
     /// Before anything is done: who, and what is going to be done.
     Begun(Begun),
     /// Before something is changed that does not go back with its owner.
-    Change(Change),
+    Change {
+        /// Of what kind of fault.
+        family: Family,
+        /// How that writes its changes down.
+        version: u32,
+        /// What.
+        change: Change,
+    },
     /// Everything is attached, disarmed.
     Prepared {
         /// The hooks.
@@ -126,10 +120,24 @@ pub enum Entry {
     },
 }
 
+impl Entry {
+    fn change(change: Change) -> Self {
+        let family = change.family();
+        Self::Change { family, version: family.version(), change }
+    }
+}
+
+/// What is written in the first line, so that other versions know what they cannot read.
+pub const FORMAT: u32 = 1;
+
 /// Who does what.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Begun {
-    /// The owner.
+    /// How records are written: [`FORMAT`].
+    pub format: u32,
+    /// From where its owner sees what it changes.
+    pub namespaces: Namespaces,
+    /// The owner, by its number in its own pid namespace.
     #[serde(flatten)]
     pub owner: Process,
     /// The interface's name, if it acts on one.
@@ -148,46 +156,35 @@ pub struct Begun {
 #[derive(Debug)]
 pub(super) struct Journal {
     id: String,
-    path: PathBuf,
+    folder: Folder,
     file: Flock<File>,
-    netns: u64,
+    /// Bytes of whole lines.
+    length: u64,
+    begun: Begun,
     changes: Vec<Change>,
 }
 
 impl Journal {
-    /// Begins a record under a new id.
+    /// Begins a record under a new id. It has its first line and its owner's locks before anybody can see it.
     ///
     /// # Errors
     ///
-    /// If the directory cannot be made or written.
+    /// If the directory cannot be made or written, or others may write it.
     pub(super) fn begin(begun: Begun) -> Result<Self> {
-        let directory = Path::new(DIRECTORY);
-        // Not /run itself: on a disk the records would outlive a boot, and with it what they speak of.
-        match fs::create_dir(directory) {
-            Err(there) if there.kind() == io::ErrorKind::AlreadyExists => {}
-            made => made.map_err(error("create", directory))?,
-        }
-        let netns = begun.netns;
-        let first = Entry::Begun(begun);
+        let folder = Folder::make()?;
+        let file = folder.unnamed()?;
+        let locked = |errno: nix::Error| error("lock", Path::new("a new record"))(errno.into());
+        // Nobody else has it.
+        Byte::Life.take(&file).map_err(locked)?;
+        let file = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| locked(errno))?;
+        let mut journal =
+            Self { id: String::new(), folder, file, length: 0, begun: begun.clone(), changes: Vec::new() };
+        journal.append(&Entry::Begun(begun))?;
         loop {
-            let id = new_id().map_err(error("read", Path::new("/dev/urandom")))?;
-            let path = directory.join(format!("{id}.json"));
-            let file = match OpenOptions::new().append(true).create_new(true).open(&path) {
-                Err(taken) if taken.kind() == io::ErrorKind::AlreadyExists => continue,
-                file => file.map_err(error("create", &path))?,
-            };
-            // Between its creation and this lock a sweep may take the record for a dead owner's and unlink it.
-            let file = Flock::lock(file, FlockArg::LockExclusive)
-                .map_err(|(_, errno)| error("lock", &path)(errno.into()))?;
-            if nix::sys::stat::fstat(file.as_fd()).is_ok_and(|stat| stat.st_nlink == 0) {
-                continue;
+            journal.id = new_id().map_err(error("read", Path::new("/dev/urandom")))?;
+            if journal.folder.name(&*journal.file, &journal.id)? {
+                return Ok(journal);
             }
-            let mut journal = Self { id, path, file, netns, changes: Vec::new() };
-            if let Err(unwritten) = journal.append(&first) {
-                journal.end()?;
-                return Err(unwritten);
-            }
-            return Ok(journal);
         }
     }
 
@@ -201,18 +198,24 @@ impl Journal {
     ///
     /// # Errors
     ///
-    /// If it cannot be written.
+    /// If it cannot be written; nothing of it is there then.
     pub(super) fn append(&mut self, entry: &Entry) -> Result<()> {
-        let mut line =
-            serde_json::to_vec(entry).map_err(io::Error::from).map_err(error("write", &self.path))?;
+        let path = path_of(&self.id);
+        let mut line = serde_json::to_vec(entry).map_err(io::Error::from).map_err(error("write", &path))?;
         line.push(b'\n');
-        self.file.write_all(&line).map_err(error("write", &self.path))?;
-        self.file.sync_data().map_err(error("fsync", &self.path))
+        let written = self.file.write_all(&line).map_err(error("write", &path));
+        let written = written.and_then(|()| self.file.sync_data().map_err(error("fsync", &path)));
+        match written {
+            Ok(()) => self.length += line.len() as u64,
+            // What comes after half a line would not be understood by anybody.
+            Err(_) => self.file.set_len(self.length).map_err(error("truncate", &path))?,
+        }
+        written
     }
 
-    /// The network namespace it is about.
-    pub(super) fn netns(&self) -> u64 {
-        self.netns
+    /// Who does what.
+    pub(super) fn begun(&self) -> &Begun {
+        &self.begun
     }
 
     /// What has been changed.
@@ -225,8 +228,8 @@ impl Journal {
     /// # Errors
     ///
     /// [`Dirty`](super::Dirty) if one could not be.
-    pub(super) fn take_back(&self) -> std::result::Result<Option<Flock<File>>, super::Dirty> {
-        undo::take_back(&self.id, self.netns, &self.changes)
+    pub(super) fn take_back(&self) -> std::result::Result<Option<Flock<OwnedFd>>, super::Dirty> {
+        undo::take_back(&self.id, &self.begun, &self.changes)
     }
 
     /// Ends the record: nothing of what it speaks of is left.
@@ -235,29 +238,22 @@ impl Journal {
     ///
     /// If it cannot be removed.
     pub(super) fn end(self) -> Result<()> {
-        remove(&self.path)
+        self.folder.remove(&self.id).map(drop)
     }
 }
 
 impl Ledger for Journal {
-    fn hold(&self) -> std::result::Result<Flock<File>, Unwritten> {
-        Ok(undo::hold()?)
+    fn hold(&self) -> std::result::Result<Flock<OwnedFd>, Unwritten> {
+        Ok(undo::hold(&self.folder)?)
     }
 
     fn of_others(&self) -> std::result::Result<Vec<Change>, Unwritten> {
-        Ok(undo::of_others(&self.id, self.netns)?)
+        Ok(undo::of_others(&self.folder, &self.id, self.begun.netns)?)
     }
 
     fn note(&mut self, change: Change) -> std::result::Result<(), Unwritten> {
         self.changes.push(change.clone());
-        Ok(self.append(&Entry::Change(change))?)
-    }
-}
-
-pub(super) fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(gone) if gone.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result.map_err(error("remove", path)),
+        Ok(self.append(&Entry::change(change))?)
     }
 }
 

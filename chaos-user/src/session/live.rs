@@ -36,6 +36,8 @@ pub struct Live {
     pub id: String,
     /// Where in its life it is.
     pub state: State,
+    /// Its owner's number here; nothing if it is not seen from this pid namespace.
+    pub pid: Option<i32>,
     /// Whose, where and what.
     pub begun: Begun,
     /// The hooks in use.
@@ -50,7 +52,10 @@ impl Live {
     /// Looks at what a record speaks of; nothing if its owner is gone.
     #[must_use]
     pub fn look(record: &Record) -> Option<Self> {
-        let begun = record.begun().filter(|_| record.alive)?.clone();
+        if !record.alive {
+            return None;
+        }
+        let begun = record.begun().clone();
         let now = clock::monotonic();
         let remaining = record.until().map(|until| Duration::from_nanos(until.saturating_sub(now)));
         let (hooks, maps) = record.prepared().unzip();
@@ -66,7 +71,7 @@ impl Live {
             }
         };
         let hooks = hooks.unwrap_or_default().to_vec();
-        Some(Self { id: record.id.clone(), state, begun, hooks, counters, remaining })
+        Some(Self { id: record.id.clone(), state, pid: record.owner(), begun, hooks, counters, remaining })
     }
 }
 
@@ -98,7 +103,7 @@ fn state(control: Control, tick: u64, remaining: Option<Duration>) -> State {
 ///
 /// If the journal cannot be read.
 pub fn live() -> Result<Vec<Live>, super::JournalError> {
-    Ok(Record::all()?.iter().filter_map(Live::look).collect())
+    Ok(Record::all()?.understood.iter().filter_map(Live::look).collect())
 }
 
 #[cfg(test)]

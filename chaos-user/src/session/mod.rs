@@ -6,10 +6,12 @@
 mod backoff;
 mod calls;
 mod clocks;
+mod folder;
 mod guard;
 mod journal;
 mod lease;
 mod live;
+mod namespaces;
 mod net;
 mod preview;
 mod process;
@@ -29,15 +31,17 @@ use chaos_ebpf::abi::Control;
 use ipnet::IpNet;
 
 pub use calls::{CallPlan, CallPreview};
+pub use folder::JournalError;
 pub use guard::{COMMAND as GUARD, guard};
-pub use journal::{Begun, Entry, HookRecord, JournalError, RuleRecord};
+pub use journal::{Begun, Entry, FORMAT, HookRecord, RuleRecord};
 pub use lease::{LEASE, Lapsed, RENEWAL};
 pub use live::{Live, State, live};
+pub use namespaces::Namespaces;
 pub use net::{NO_DEVICE, Plan};
 pub use preview::{Preview, PreviewError};
 pub use process::Process;
 pub use profile::{ApplyError, Target as ProfileRun};
-pub use record::Record;
+pub use record::{Kept, Record, Records};
 pub use report::{RuleReport, RunReport};
 pub use skew::{SkewPlan, SkewPreview};
 pub use slow::{SlowPlan, SlowPreview, SlowRule};
@@ -286,6 +290,8 @@ impl Prepared {
         let proc = |call| move |source| SessionError::Proc { call, source };
         let owner = Process::current().map_err(proc("read /proc/self/stat"))?;
         let begun = Begun {
+            format: FORMAT,
+            namespaces: Namespaces::own().map_err(proc("stat /proc/self/ns"))?,
             owner,
             device: facts.device.clone(),
             ifindex: facts.ifindex,

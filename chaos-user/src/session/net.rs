@@ -1,6 +1,7 @@
 //! A run that acts on packets and connections.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     path::Path,
     time::Duration,
@@ -18,9 +19,11 @@ use crate::{
     kernel::{
         self,
         attach::Attachment,
-        change, clock,
+        change::{self, Interface},
+        clock,
         counters::{Counters, MapIds},
         detour::{Detour, Queue},
+        netlink::Netlink,
         probe,
         prod::Prod,
         programs::{self, Environment, Programs},
@@ -85,6 +88,8 @@ pub(super) struct NetRun {
     attachments: Vec<Attachment>,
     detours: Vec<Detour>,
     prod: Option<Prod>,
+    /// Where the interface is to stay, if more than links is about it. Not otherwise: this keeps its network namespace.
+    place: Option<(RefCell<Netlink>, Interface)>,
     /// How many addresses more names have come to stand for.
     learnt: usize,
 }
@@ -125,7 +130,7 @@ impl NetRun {
             owner_tgid: probe::own_tgid(),
             ethernet: plan.device.as_ref().is_some_and(|device| device.ethernet),
             ifindex,
-            place: place(journal.netns(), ifindex),
+            place: place(journal.begun().netns, ifindex),
             near,
             far,
             generation: clock::exact(),
@@ -165,9 +170,15 @@ impl NetRun {
         for (process, rules) in wanted {
             kernel::sockets::each(process, |socket| programs.mark(socket, rules))?;
         }
-        let detours = detours.into_iter().map(|(_, detour)| detour).collect();
+        let detours: Vec<_> = detours.into_iter().map(|(_, detour)| detour).collect();
         let prod = plan.rules.iter().any(Rule::resets).then(Prod::open).transpose()?;
-        Ok(Self { plan, tables, programs, attachments, detours, prod, learnt: 0 })
+        let mut run = Self { plan, tables, programs, attachments, detours, prod, place: None, learnt: 0 };
+        if ifindex != 0 && !(journal.changes().is_empty() && run.holds_itself()) {
+            let mut netlink = Netlink::open()?;
+            let interface = Interface::find(&mut netlink, ifindex)?;
+            run.place = Some((RefCell::new(netlink), interface));
+        }
+        Ok(run)
     }
 }
 
@@ -215,7 +226,13 @@ impl Run for NetRun {
                 return Ok(Some(Ending::DeviceGone));
             }
         }
-        Ok(None)
+        // Links go with it, and what is beside them does not.
+        match &self.place {
+            Some((netlink, interface)) if !interface.stays(&mut netlink.borrow_mut())? => {
+                Ok(Some(Ending::DeviceMoved))
+            }
+            _ => Ok(None),
+        }
     }
 
     fn is_ramped(&self) -> bool {

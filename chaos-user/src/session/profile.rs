@@ -1,17 +1,13 @@
 //! Another profile for a run that has one.
 
-use std::{
-    fs::{File, OpenOptions},
-    path::PathBuf,
-};
+use std::fs::File;
 
 use chaos_ebpf::abi::Direction;
-use nix::{
-    errno::Errno,
-    fcntl::{FcntlArg, fcntl},
-};
 
-use super::Record;
+use super::{
+    JournalError, Record,
+    folder::{Byte, Folder, error, path_of},
+};
 use crate::{
     fault::{
         Peers,
@@ -58,15 +54,8 @@ pub enum ApplyError {
         id: String,
     },
     /// Its record.
-    #[error("{call} {}: {errno}", path.display())]
-    Record {
-        /// The operation.
-        call: &'static str,
-        /// Which.
-        path: PathBuf,
-        /// The kernel's answer.
-        errno: Errno,
-    },
+    #[error(transparent)]
+    Record(#[from] JournalError),
     /// The kernel's answer.
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
@@ -137,26 +126,12 @@ impl Target {
         ApplyError::Ended { id: self.record.id.clone() }
     }
 
-    /// Keeps others from applying theirs meanwhile, by a lock that is none of those of the record's owner (`flock`).
+    /// Keeps others from applying theirs meanwhile.
     fn alone(&self) -> Result<File, ApplyError> {
-        let path = self.record.path();
-        let error = |call, errno| ApplyError::Record { call, path: path.into(), errno };
-        let file = OpenOptions::new().append(true).open(path);
-        let file = file.map_err(|source| match source.raw_os_error() {
-            Some(libc::ENOENT) => self.ended(),
-            errno => error("open", Errno::from_raw(errno.unwrap_or(0))),
-        })?;
-        let whole = libc::flock {
-            l_type: libc::F_WRLCK as i16,
-            l_whence: libc::SEEK_SET as i16,
-            l_start: 0,
-            l_len: 0,
-            l_pid: 0,
-        };
-        match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole)) {
-            Ok(_) => Ok(file),
-            Err(Errno::EAGAIN | Errno::EACCES) => Err(ApplyError::Busy { id: self.record.id.clone() }),
-            Err(errno) => Err(error("lock", errno)),
-        }
+        let id = &self.record.id;
+        let folder = Folder::open()?;
+        let file = folder.map_or(Ok(None), |folder| folder.open_to_lock(id))?.ok_or_else(|| self.ended())?;
+        let taken = Byte::Profile.take(&file).map_err(|errno| error("lock", &path_of(id))(errno.into()))?;
+        if taken { Ok(file) } else { Err(ApplyError::Busy { id: id.clone() }) }
     }
 }

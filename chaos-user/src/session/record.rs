@@ -1,19 +1,28 @@
 //! Other owners' records.
 
 use std::{
-    fs::{self, File},
-    io::{self, BufRead, BufReader},
-    path::{Path, PathBuf},
+    fs::File,
+    io::{self, Read},
+    path::PathBuf,
     time::Duration,
 };
 
-use nix::{
-    errno::Errno,
-    fcntl::{Flock, FlockArg},
+use serde::Deserialize;
+
+use super::{
+    folder::{Byte, Folder, JournalError, Result, error, path_of},
+    journal::{Begun, Entry, FORMAT, HookRecord},
+    process::Handle,
+};
+use crate::kernel::{
+    change::{Change, Family},
+    counters::MapIds,
+    peers::ProfileIds,
+    throttle::Tally,
 };
 
-use super::journal::{Begun, DIRECTORY, Entry, HookRecord, Result, error, remove};
-use crate::kernel::{change::Change, counters::MapIds, peers::ProfileIds, throttle::Tally};
+/// No record is longer: each line is below 100 KB, and there are a few.
+const LONGEST: u64 = 16 << 20;
 
 /// Somebody's record, as far as it was written.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,9 +31,44 @@ pub struct Record {
     pub id: String,
     /// Whether its owner lives.
     pub alive: bool,
-    /// Its lines; a last one that is cut off is left out.
-    pub entries: Vec<Entry>,
-    path: PathBuf,
+    begun: Begun,
+    /// The lines after the first; a last one that is cut off is left out.
+    entries: Vec<Entry>,
+}
+
+/// A record that is left as it is, because it is not understood or not trusted.
+#[derive(Debug, thiserror::Error)]
+#[error("{why}")]
+pub struct Kept {
+    /// Its id.
+    pub id: String,
+    /// Whether its owner lives.
+    pub alive: bool,
+    /// Why.
+    why: Why,
+}
+
+/// Why a record is left as it is.
+#[derive(Debug, thiserror::Error)]
+enum Why {
+    /// It is not as Faultline makes it.
+    #[error(transparent)]
+    File(JournalError),
+    /// Another version's.
+    #[error("{}: line {line} is {what}, which this version does not know: run `faultline sweep` of the version that wrote it", path.display())]
+    Foreign { path: PathBuf, line: usize, what: String },
+    /// No version's.
+    #[error("{}: {what}, so what there is to undo is not known: look what is left, then remove it: rm {}", path.display(), path.display())]
+    Damaged { path: PathBuf, what: String },
+}
+
+/// All records.
+#[derive(Debug, Default)]
+pub struct Records {
+    /// Those that are understood, in the order of their ids.
+    pub understood: Vec<Record>,
+    /// Those that are not.
+    pub kept: Vec<Kept>,
 }
 
 impl Record {
@@ -32,54 +76,59 @@ impl Record {
     ///
     /// # Errors
     ///
-    /// If one that is there cannot be read.
-    pub fn all() -> Result<Vec<Self>> {
-        let directory = Path::new(DIRECTORY);
-        let files = match fs::read_dir(directory) {
-            Err(none) if none.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            files => files.map_err(error("list", directory))?,
-        };
-        let mut records = Vec::new();
-        for file in files {
-            let file = file.map_err(error("list", directory))?;
-            // A record is a plain file; opening a pipe, say, would wait for somebody to write.
-            if !file.file_type().is_ok_and(|kind| kind.is_file()) {
-                continue;
-            }
-            if let Some(record) = Self::read(&file.path())? {
-                records.push(record);
+    /// If the directory cannot be read, or is not root's own alone.
+    pub fn all() -> Result<Records> {
+        let Some(folder) = Folder::open()? else { return Ok(Records::default()) };
+        Self::all_in(&folder)
+    }
+
+    pub(super) fn all_in(folder: &Folder) -> Result<Records> {
+        let mut records = Records::default();
+        for id in folder.ids()? {
+            match Self::read(folder, &id) {
+                Ok(record) => records.understood.extend(record),
+                Err(kept) => records.kept.push(kept),
             }
         }
-        records.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(records)
     }
 
-    /// Reads one; nothing if it has been removed meanwhile or is no record.
-    fn read(path: &Path) -> Result<Option<Self>> {
-        let Some(id) = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".json")) else {
-            return Ok(None);
-        };
-        let file = match File::open(path) {
-            Err(gone) if gone.kind() == io::ErrorKind::NotFound => return Ok(None),
-            file => file.map_err(error("open", path))?,
-        };
-        let lines = BufReader::new(&file).lines().map_while(io::Result::ok);
-        let entries = lines.map_while(|line| serde_json::from_str(&line).ok()).collect();
-        let alive = match Flock::lock(file, FlockArg::LockSharedNonblock) {
-            Ok(_) => false,
-            Err((_, Errno::EWOULDBLOCK)) => true,
-            Err((_, errno)) => return Err(error("lock", path)(errno.into())),
-        };
-        Ok(Some(Self { id: id.into(), alive, entries, path: path.into() }))
+    /// Reads one; nothing if it has been removed meanwhile.
+    pub(super) fn read(folder: &Folder, id: &str) -> std::result::Result<Option<Self>, Kept> {
+        let kept = |alive, why| Kept { id: id.into(), alive, why };
+        let file = |error| kept(false, Why::File(error));
+        let Some(mut record) = folder.open_record(id).map_err(file)? else { return Ok(None) };
+        let path = path_of(id);
+        // Before it is read: the dead write nothing more.
+        let alive = Byte::Life
+            .is_taken(&record)
+            .map_err(|errno| file(error("ask for the lock of", &path)(errno.into())))?;
+        let bytes =
+            whole(&mut record).map_err(|source| kept(alive, Why::File(error("read", &path)(source))))?;
+        let (begun, entries) = parse(&bytes).map_err(|(line, wrong)| {
+            let path = path.clone();
+            let why = match wrong {
+                Wrong::Foreign(what) => Why::Foreign { path, line, what },
+                Wrong::Damaged(what) if line > 0 => {
+                    Why::Damaged { path, what: format!("line {line} is damaged ({what})") }
+                }
+                Wrong::Damaged(what) => Why::Damaged { path, what },
+            };
+            kept(alive, why)
+        })?;
+        Ok(Some(Self { id: id.into(), alive, begun, entries }))
     }
 
-    /// Who does what, if that much was written.
+    /// Who does what.
     #[must_use]
-    pub fn begun(&self) -> Option<&Begun> {
-        self.entries.iter().find_map(|entry| match entry {
-            Entry::Begun(begun) => Some(begun),
-            _ => None,
-        })
+    pub fn begun(&self) -> &Begun {
+        &self.begun
+    }
+
+    /// The owner's number here; nothing if it is not seen from this pid namespace, or gone.
+    pub(super) fn owner(&self) -> Option<i32> {
+        let file = Folder::open().ok()??.open_record(&self.id).ok()??;
+        Some(Handle::of_holder(&file).ok()??.pid)
     }
 
     /// The hooks in use, and the maps to follow the run by if it has any.
@@ -100,16 +149,11 @@ impl Record {
         })
     }
 
-    /// Where it lies.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// What its owner changed, or was about to, that does not go back with it.
     #[must_use]
     pub fn changes(&self) -> Vec<Change> {
         let changes = self.entries.iter().filter_map(|entry| match entry {
-            Entry::Change(change) => Some(change.clone()),
+            Entry::Change { change, .. } => Some(change.clone()),
             _ => None,
         });
         changes.collect()
@@ -147,25 +191,133 @@ impl Record {
     ///
     /// # Errors
     ///
-    /// If it cannot be read.
-    pub fn again(&self) -> Result<Option<Self>> {
-        Self::read(&self.path)
+    /// If the directory cannot be read, or the record is not what it was.
+    pub fn again(&self) -> std::result::Result<Option<Self>, super::SweepError> {
+        let Some(folder) = Folder::open()? else { return Ok(None) };
+        Ok(Self::read(&folder, &self.id)?)
+    }
+}
+
+fn whole(file: &mut File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(LONGEST + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > LONGEST {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    Ok(bytes)
+}
+
+/// What is wrong with a line.
+#[derive(Debug, PartialEq, Eq)]
+enum Wrong {
+    /// It is another version's.
+    Foreign(String),
+    /// It is nobody's.
+    Damaged(String),
+}
+
+/// The lines of a record. The owner may have died while it wrote the last one, which speaks of nothing that was done then:
+/// a line is whole before its change is made.
+///
+/// # Errors
+///
+/// The number of a line that is not understood, from 1, or 0 for the whole, and why.
+fn parse(bytes: &[u8]) -> std::result::Result<(Begun, Vec<Entry>), (usize, Wrong)> {
+    let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    let lines = bytes[..whole].split_inclusive(|byte| *byte == b'\n');
+    let (mut first, mut entries) = (None, Vec::new());
+    for (line, number) in lines.zip(1..) {
+        match (number, entry(line).map_err(|wrong| (number, wrong))?) {
+            (1, Entry::Begun(begun)) => first = Some(begun),
+            (1, _) | (_, Entry::Begun(_)) => return Err((number, Wrong::Damaged("not in its place".into()))),
+            (_, entry) => entries.push(entry),
+        }
+    }
+    match first {
+        Some(begun) => Ok((begun, entries)),
+        None => Err((0, Wrong::Damaged("it has no first line".into()))),
+    }
+}
+
+fn entry(line: &[u8]) -> std::result::Result<Entry, Wrong> {
+    /// What all versions write alike.
+    #[derive(Deserialize)]
+    struct Tags {
+        entry: String,
+        format: Option<u32>,
+        family: Option<String>,
+        version: Option<u32>,
+    }
+    let damaged = |error: serde_json::Error| Wrong::Damaged(error.to_string());
+    let Tags { entry, format, family, version } = serde_json::from_slice(line).map_err(damaged)?;
+    match &entry[..] {
+        "begun" if format != Some(FORMAT) => {
+            let format = format.map_or_else(|| "without a number".into(), |format| format.to_string());
+            return Err(Wrong::Foreign(format!("of format {format}")));
+        }
+        "change" => {
+            let family = family.unwrap_or_default();
+            let known = Family::ALL.into_iter().find(|known| known.name() == family);
+            if known.is_none_or(|known| Some(known.version()) != version) {
+                let version = version.unwrap_or(0);
+                return Err(Wrong::Foreign(format!("a change of family {family:?}, version {version}")));
+            }
+        }
+        _ => {}
+    }
+    const KNOWN: [&str; 6] = ["begun", "change", "prepared", "profile", "armed", "settling"];
+    if !KNOWN.contains(&&entry[..]) {
+        return Err(Wrong::Foreign(format!("an entry {entry:?}")));
+    }
+    serde_json::from_slice(line).map_err(damaged)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIRST: &str = concat!(
+        r#"{"entry":"begun","format":1,"namespaces":{"pid":1,"mnt":2,"cgroup":3},"pid":7,"start_time":9,"#,
+        r#""device":null,"ifindex":0,"netns":4,"rules":[],"seed":null}"#,
+        "\n"
+    );
+    const CHANGE: &str = concat!(
+        r#"{"entry":"change","family":"net","version":1,"change":{"kind":"clsact","ifindex":3}}"#,
+        "\n"
+    );
+
+    fn read(text: &str) -> std::result::Result<usize, (usize, Wrong)> {
+        parse(text.as_bytes()).map(|(_, entries)| entries.len())
     }
 
-    /// Removes a record whose owner is gone; false if it is not gone after all.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be removed.
-    pub fn remove(&self) -> Result<bool> {
-        let file = match File::open(&self.path) {
-            Err(gone) if gone.kind() == io::ErrorKind::NotFound => return Ok(true),
-            file => file.map_err(error("open", &self.path))?,
-        };
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(_held) => remove(&self.path).map(|()| true),
-            Err((_, Errno::EWOULDBLOCK)) => Ok(false),
-            Err((_, errno)) => Err(error("lock", &self.path)(errno.into())),
+    #[test]
+    fn only_a_last_line_may_be_torn() {
+        let all = format!("{FIRST}{CHANGE}");
+        assert_eq!(read(&all), Ok(1));
+        for cut in 0..all.len() {
+            let found = read(&all[..cut]);
+            if cut < FIRST.len() {
+                assert!(matches!(found, Err((0, Wrong::Damaged(_)))), "{cut}: {found:?}");
+            } else {
+                assert_eq!(found, Ok(0), "{cut}");
+            }
         }
+        let middle = format!("{FIRST}{}\n{CHANGE}", &CHANGE[..20]);
+        assert!(matches!(read(&middle), Err((2, Wrong::Damaged(_)))));
+        assert!(matches!(read(CHANGE), Err((1, Wrong::Damaged(_)))));
+        assert!(matches!(read(&format!("{FIRST}{FIRST}")), Err((2, Wrong::Damaged(_)))));
+    }
+
+    #[test]
+    fn what_other_versions_write_is_theirs() {
+        let foreign = |text: String, line: usize| {
+            let found = read(&text);
+            assert!(matches!(&found, Err((at, Wrong::Foreign(_))) if *at == line), "{text}: {found:?}");
+        };
+        foreign(FIRST.replace("\"format\":1", "\"format\":2"), 1);
+        foreign(FIRST.replace("\"format\":1,", ""), 1);
+        foreign(format!("{FIRST}{}", CHANGE.replace("\"version\":1", "\"version\":2")), 2);
+        foreign(format!("{FIRST}{}", CHANGE.replace("\"net\"", "\"memory\"")), 2);
+        foreign(format!("{FIRST}{{\"entry\":\"paused\"}}\n{CHANGE}"), 2);
     }
 }

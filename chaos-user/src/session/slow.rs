@@ -50,7 +50,8 @@ const PLACE: &str = "block devices";
 impl SlowPlan {
     /// What it comes to, looked up and not set yet.
     fn throttles(&self, own: Option<&str>) -> Result<Vec<Throttle>, SessionError> {
-        let others: Vec<_> = Record::all()?.into_iter().filter(|it| Some(it.id.as_str()) != own).collect();
+        let all = Record::all()?.understood.into_iter();
+        let others: Vec<_> = all.filter(|it| Some(it.id.as_str()) != own).collect();
         let mut throttles = Vec::new();
         for SlowRule { cgroup, device, limits, .. } in &self.rules {
             let has_it = |change: &Change| {

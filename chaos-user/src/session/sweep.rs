@@ -1,13 +1,17 @@
 //! Ending other owners' faults: asking those that live, and clearing away what the dead have left.
 
-use std::{
-    io, thread,
-    time::{Duration, Instant},
-};
+use std::{io, time::Duration};
 
 use nix::sys::signal::Signal;
 
-use super::{Begun, JournalError, Record, undo, verify, verify::Dirty};
+use super::{
+    JournalError, Record,
+    folder::Folder,
+    process::Handle,
+    record::{Kept, Records},
+    undo, verify,
+    verify::Dirty,
+};
 use crate::kernel::change::Change;
 
 /// How long an owner that was asked to end may take before it is killed; killing it ends the fault as well.
@@ -16,20 +20,16 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the kernel may take to end a killed process.
 const KILL: Duration = Duration::from_secs(5);
 
-/// How long an owner may take over the first line of its record.
-const WRITING: Duration = Duration::from_secs(1);
-const PAUSE: Duration = Duration::from_millis(1);
-
 /// What a sweep found.
 #[derive(Debug, Default)]
 pub struct Swept {
-    /// Ids of the dead owners' records that were cleared away.
+    /// Ids of the dead owners' records that were cleared away; whoever else cleared one away has told of it.
     pub removed: Vec<String>,
     /// What could not be.
     pub left: Vec<Left>,
 }
 
-/// What a dead owner has left, and that could not be cleared away.
+/// What an owner has left, and that could not be cleared away.
 #[derive(Debug)]
 pub struct Left {
     /// The id of its record, which stays.
@@ -38,6 +38,8 @@ pub struct Left {
     pub error: SweepError,
     /// Whether it does nothing more wherever it is.
     pub is_inert: bool,
+    /// Whether its owner lives.
+    pub alive: bool,
 }
 
 /// A fault that could not be ended.
@@ -49,6 +51,9 @@ pub enum SweepError {
     /// Something is left.
     #[error(transparent)]
     Dirty(#[from] Dirty),
+    /// A record that is left as it is.
+    #[error(transparent)]
+    Kept(#[from] Kept),
     /// The owner.
     #[error("fault {id}: {call} on its owner, process {pid}: {source}")]
     Owner {
@@ -63,13 +68,16 @@ pub enum SweepError {
     },
     /// It is there, but not to be found.
     #[error(
-        "fault {id}: its owner lives, but is not process {pid} here: run `faultline stop {id}` in its pid namespace"
+        "fault {id}: its owner lives and is not seen here (it is process {pid} in pid namespace {namespace}): \
+         run `faultline stop {id}` on the host, or in its pid namespace"
     )]
     Elsewhere {
         /// The fault.
         id: String,
         /// Its owner's number where that is.
         pid: i32,
+        /// Where that is, by inode number.
+        namespace: u64,
     },
     /// It would not end.
     #[error(
@@ -90,27 +98,33 @@ pub enum SweepError {
 /// If the journal cannot be read.
 pub fn sweep() -> Result<Swept, SweepError> {
     let mut swept = Swept::default();
-    for record in Record::all()?.into_iter().filter(|record| !record.alive) {
-        match clear(&record) {
-            Ok(()) => swept.removed.push(record.id),
+    let Some(folder) = Folder::open()? else { return Ok(swept) };
+    let Records { understood, kept } = Record::all_in(&folder)?;
+    for kept in kept {
+        let (id, alive) = (kept.id.clone(), kept.alive);
+        swept.left.push(Left { id, error: kept.into(), is_inert: false, alive });
+    }
+    for record in understood.into_iter().filter(|record| !record.alive) {
+        match clear(&folder, &record) {
+            Ok(true) => swept.removed.push(record.id),
+            Ok(false) => {}
             Err(error) => {
                 let is_inert = record.changes().iter().all(Change::is_inert_alone);
-                swept.left.push(Left { id: record.id, error, is_inert });
+                swept.left.push(Left { id: record.id, error, is_inert, alive: false });
             }
         }
     }
     Ok(swept)
 }
 
-/// Undoes what does not go with its owner, looks whether anything is left, and forgets the record.
-fn clear(record: &Record) -> Result<(), SweepError> {
+/// Undoes what does not go with its owner, which is dead, looks whether anything is left, and forgets the record. False if
+/// somebody else has.
+fn clear(folder: &Folder, record: &Record) -> Result<bool, SweepError> {
     let changes = record.changes();
-    let take_back = |begun: &Begun| undo::take_back(&record.id, begun.netns, &changes);
-    let _held = record.begun().map(take_back).transpose()?;
+    let _held = undo::take_back(&record.id, record.begun(), &changes)?;
     let hooks = record.prepared().map_or(&[][..], |(hooks, _)| hooks);
     verify::gone(hooks, &changes)?;
-    record.remove()?;
-    Ok(())
+    Ok(folder.remove(&record.id)?)
 }
 
 /// Asks the owner to end its fault and waits until nothing of it is left. An owner that does not answer is
@@ -120,45 +134,51 @@ fn clear(record: &Record) -> Result<(), SweepError> {
 ///
 /// [`SweepError`].
 pub fn stop(record: &Record, on_settling: impl FnOnce(Duration)) -> Result<(), SweepError> {
-    let Some(record) = written(record)? else { return Ok(()) };
-    let Some(begun) = record.begun() else { return clear(&record) };
-    let pid = begun.owner.pid;
-    let owner = |call| {
-        let id = record.id.clone();
-        move |source| SweepError::Owner { id, pid, call, source }
-    };
-    if let Some(handle) = begun.owner.open().map_err(owner("pidfd_open"))? {
-        let signal = |signal| handle.signal(signal).map_err(owner("pidfd_send_signal"));
-        signal(Signal::SIGTERM)?;
-        // One that was stopped does not hear it before it goes on.
-        signal(Signal::SIGCONT)?;
-        let mut is_over = handle.wait(PATIENCE).map_err(owner("poll"))?;
-        if !is_over && let Some(settling) = record.again()?.and_then(|record| record.settling()) {
-            // It does what it was asked to; whoever asks it again has it end at once.
-            on_settling(settling);
-            is_over = handle.wait(settling * 2).map_err(owner("poll"))?;
-        }
-        if !is_over {
-            signal(Signal::SIGKILL)?;
-            if !handle.wait(KILL).map_err(owner("poll"))? {
-                return Err(SweepError::Stuck { id: record.id.clone(), pid });
-            }
-        }
-    } else if record.again()?.is_some_and(|record| record.alive) {
-        return Err(SweepError::Elsewhere { id: record.id.clone(), pid });
+    let Some(folder) = Folder::open()? else { return Ok(()) };
+    if record.alive {
+        end(&folder, record, on_settling)?;
     }
-    clear(&record)
+    // What it has written since it was read.
+    if let Some(record) = Record::read(&folder, &record.id)? {
+        clear(&folder, &record)?;
+    }
+    Ok(())
 }
 
-/// The record once its owner has written whose it is, which it does right after making it.
-fn written(record: &Record) -> Result<Option<Record>, JournalError> {
-    let deadline = Instant::now() + WRITING;
-    loop {
-        let now = record.again()?;
-        let begins = now.as_ref().is_some_and(|record| record.alive && record.begun().is_none());
-        if !begins || Instant::now() >= deadline {
-            return Ok(now);
-        }
-        thread::sleep(PAUSE);
+/// Has the owner end, one way or the other.
+fn end(folder: &Folder, record: &Record, on_settling: impl FnOnce(Duration)) -> Result<(), SweepError> {
+    let id = &record.id;
+    let Some(file) = folder.open_record(id)? else { return Ok(()) };
+    // Its number there, until it is known here.
+    let there = record.begun().owner.pid;
+    let failed = |call, pid| move |source| SweepError::Owner { id: id.clone(), pid, call, source };
+    let Some(handle) = Handle::of_holder(&file).map_err(failed("look for the lock", there))? else {
+        return match record.again()? {
+            Some(now) if now.alive => Err(SweepError::Elsewhere {
+                id: id.clone(),
+                pid: there,
+                namespace: now.begun().namespaces.pid,
+            }),
+            _ => Ok(()),
+        };
+    };
+    let pid = handle.pid;
+    let signal = |signal| handle.signal(signal).map_err(failed("pidfd_send_signal", pid));
+    let wait = |longest| handle.wait(longest).map_err(failed("poll", pid));
+    signal(Signal::SIGTERM)?;
+    // One that was stopped does not hear it before it goes on.
+    signal(Signal::SIGCONT)?;
+    let mut is_over = wait(PATIENCE)?;
+    if !is_over && let Some(settling) = record.again()?.and_then(|record| record.settling()) {
+        // It does what it was asked to; whoever asks it again has it end at once.
+        on_settling(settling);
+        is_over = wait(settling * 2)?;
     }
+    if !is_over {
+        signal(Signal::SIGKILL)?;
+        if !wait(KILL)? {
+            return Err(SweepError::Stuck { id: id.clone(), pid });
+        }
+    }
+    Ok(())
 }

@@ -16,11 +16,12 @@ use crate::kernel::{
 const GRACE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(5);
 
-const SWEEP: &str = "faultline sweep";
+/// What to do when it may be otherwise in a moment.
+const SWEEP: &str = "`faultline sweep` tries again";
 
 /// Something is left of a run, or whether anything is cannot be established.
 #[derive(Debug, thiserror::Error)]
-#[error("not known to be clean: {what}; `{remedy}` shows or removes it")]
+#[error("not known to be clean: {what}; {remedy}")]
 pub struct Dirty {
     what: String,
     remedy: String,
@@ -28,11 +29,20 @@ pub struct Dirty {
 
 impl Dirty {
     pub(super) fn unknown(error: kernel::Error) -> Self {
-        Self { what: error.to_string(), remedy: "faultline ps".into() }
+        Self { what: error.to_string(), remedy: SWEEP.into() }
+    }
+
+    /// What was changed is not found here, and may be elsewhere.
+    pub(super) fn unseen(why: &str, change: &Change) -> Self {
+        let remedy = change.remedy();
+        let remedy = format!(
+            "run `faultline sweep` on the host, or where its owner ran; by hand it is `{remedy}` there"
+        );
+        Self { what: format!("{change} were not found: {why}"), remedy }
     }
 
     pub(super) fn namespace(error: &std::io::Error) -> Self {
-        let what = format!("enter the network namespace of a dead owner's interface: {error}");
+        let what = format!("enter the network namespace of its interface: {error}");
         Self { what, remedy: SWEEP.into() }
     }
 
@@ -66,7 +76,7 @@ struct Left {
 impl Left {
     /// As `bpftool` takes it.
     fn bpf(name: String) -> Self {
-        Self { remedy: format!("bpftool {name}"), name }
+        Self { remedy: format!("`bpftool {name}` shows it"), name }
     }
 }
 
@@ -74,8 +84,8 @@ fn left(hooks: &[HookRecord], changes: &[Change]) -> kernel::Result<Vec<Left>> {
     let mut left = Vec::new();
     for throttle in changes.iter().filter_map(Change::throttle) {
         if throttle.is_set()? {
-            let name = format!("limits of {} on {}", throttle.folder.display(), throttle.device);
-            left.push(Left { name, remedy: throttle.remedy() });
+            let name = throttle.to_string();
+            left.push(Left { name, remedy: format!("`{}` removes them", throttle.remedy()) });
         }
     }
     for vdso in

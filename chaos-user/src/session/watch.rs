@@ -38,6 +38,8 @@ pub enum Ending {
     Lapsed(Lapsed),
     /// The interface is gone.
     DeviceGone,
+    /// The interface is in another network namespace.
+    DeviceMoved,
     /// The block device is gone.
     DiskGone,
     /// Somebody else has changed what it had set.

@@ -13,7 +13,7 @@ use std::{
 use nix::sched::{CloneFlags, setns};
 
 /// The calling thread's.
-const OWN: &str = "/proc/thread-self/ns/net";
+pub(super) const OWN: &str = "/proc/thread-self/ns/net";
 
 /// A network namespace as it is named: `ip netns`'s NAME, a path, or `pid:N`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,52 +106,6 @@ impl Home {
     pub fn go(self) -> io::Result<()> {
         Ok(setns(self.0, CloneFlags::CLONE_NEWNET)?)
     }
-}
-
-/// Does something in the network namespace of this inode number, wherever it can be found: the caller's own, a
-/// named one, or that of a process. `None` if it is nowhere, which is to say that it is gone.
-///
-/// # Errors
-///
-/// If it is found and cannot be entered.
-pub fn within<T: Send>(inode: u64, action: impl FnOnce() -> T + Send) -> io::Result<Option<T>> {
-    if current()? == inode {
-        return Ok(Some(action()));
-    }
-    let Some(namespace) = find(inode)? else { return Ok(None) };
-    // A thread of its own, so that the caller stays where it is.
-    let entered = std::thread::scope(|scope| {
-        let run = || setns(namespace, CloneFlags::CLONE_NEWNET).map(|()| action());
-        scope.spawn(run).join()
-    });
-    match entered {
-        Ok(result) => Ok(Some(result?)),
-        Err(panic) => std::panic::resume_unwind(panic),
-    }
-}
-
-fn find(inode: u64) -> io::Result<Option<File>> {
-    let listed = |folder: PathBuf| std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let named = listed("/run/netns".into()).map(|entry| entry.path());
-    // A namespace may also be held by nothing but an fd.
-    let of_process = |process: PathBuf| {
-        let held = listed(process.join("fd")).map(|fd| fd.path());
-        std::iter::once(process.join("ns/net")).chain(held.filter(move |fd| is_netns(fd, inode)))
-    };
-    let of_processes = listed("/proc".into()).flat_map(|entry| of_process(entry.path()));
-    for path in named.chain(of_processes) {
-        // Processes end meanwhile, and other things lie in /proc; neither is what is looked for.
-        let Ok(file) = File::open(path) else { continue };
-        if file.metadata()?.ino() == inode {
-            return Ok(Some(file));
-        }
-    }
-    Ok(None)
-}
-
-/// Whether an fd is of this network namespace; looked at before it is opened, which has effects on other files.
-fn is_netns(fd: &Path, inode: u64) -> bool {
-    std::fs::read_link(fd).is_ok_and(|target| target.as_os_str() == format!("net:[{inode}]").as_str())
 }
 
 /// The inode number of the calling thread's network namespace, which is how the kernel tells them apart.

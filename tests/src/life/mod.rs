@@ -2,9 +2,11 @@
 //! why and leaves nothing.
 
 mod doctor;
+pub(crate) mod elsewhere;
 mod ending;
 mod environment;
 mod input;
+pub(crate) mod journal;
 pub(crate) mod killed;
 mod lease;
 mod output;
@@ -19,9 +21,11 @@ use crate::harness::Test;
 /// The tests of these files.
 pub(crate) const TESTS: &[&[Test]] = &[
     doctor::TESTS,
+    elsewhere::TESTS,
     ending::TESTS,
     environment::TESTS,
     input::TESTS,
+    journal::TESTS,
     killed::TESTS,
     lease::TESTS,
     output::TESTS,

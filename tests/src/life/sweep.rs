@@ -1,14 +1,14 @@
 //! What dead owners leave, and what only looks like it.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, Permissions},
+    os::unix::fs::PermissionsExt,
     process::{Command, Stdio},
 };
 
 use nix::{
-    fcntl::{Flock, FlockArg},
-    sys::{signal::Signal, stat::Mode},
-    unistd::mkfifo,
+    fcntl::{FcntlArg, fcntl},
+    sys::signal::Signal,
 };
 use serde_json::Value;
 
@@ -71,30 +71,25 @@ fn not_confused() -> Result {
     let (fault, armed) = scene.armed(&OUT)?;
     let live = format!("{}.json", id(&armed)?);
     let record = fs::read_to_string(format!("{RECORDS}/{live}")).context("read the record")?;
-    let write = |name: &str, bytes: &[u8]| fs::write(format!("{RECORDS}/{name}"), bytes).context(name);
-    write("garba.json", b"\x00\xff{]\n\n{\"entry\":7}")?;
-    write("empty.json", b"")?;
-    write("trunc.json", &record.as_bytes()[..record.len() / 2])?;
-    write("begun.json", &record.as_bytes()[..40])?;
-    write("reuse.json", reused(&record, std::process::id())?.as_bytes())?;
-    // None of ours.
-    write("notes.txt", b"kept")?;
-    fs::create_dir(format!("{RECORDS}/folder.json")).context("mkdir")?;
-    mkfifo(format!("{RECORDS}/pipe.json").as_str(), Mode::S_IRUSR).context("mkfifo")?;
+    let write = |name: &str, text: &str| {
+        let path = format!("{RECORDS}/{name}");
+        fs::write(&path, text).and_then(|()| fs::set_permissions(&path, Permissions::from_mode(0o600)))
+    };
+    // A dead owner's, whose number a process has that began later; and what is no record.
+    write("reuse.json", &reused(&record, std::process::id())?).context("write")?;
+    write("notes.txt", "kept").context("write")?;
 
     let listed = ps()?;
     ensure!(listed.len() == 1 && listed[0]["id"] == id(&armed)?, "{listed:?}");
-    let mut kept = ["folder.json", "notes.txt", "pipe.json", &live];
+    let mut kept = ["notes.txt", &live];
     kept.sort_unstable();
     ensure!(records()? == kept, "{:?}, not {kept:?}", records());
     let sweep = Faultline::run(&["sweep"])?;
     ensure!(sweep.code == Some(0) && sweep.stdout == "nothing to sweep\n", "{sweep:?}");
     scene.loses((100, 0), "the live one is left alone")?;
     ensure!(fault.interrupt()?.code == Some(130), "it did not end");
-    ensure!(records()? == ["folder.json", "notes.txt", "pipe.json"], "{:?}", records());
-    fs::remove_dir(format!("{RECORDS}/folder.json")).context("rmdir")?;
+    ensure!(records()? == ["notes.txt"], "{:?}", records());
     fs::remove_file(format!("{RECORDS}/notes.txt")).context("rm")?;
-    fs::remove_file(format!("{RECORDS}/pipe.json")).context("rm")?;
     scene.over("afterwards")
 }
 
@@ -124,9 +119,17 @@ fn number_given_again() -> Result {
     let exit = Faultline::run(&["stop", "reuse"])?;
     ensure!(exit.code == Some(2) && records()?.is_empty(), "a dead owner's: {exit:?}, {:?}", records());
 
+    // One whose owner lives where nobody sees it: it has the lock that says so, and none that says who it is.
     fs::write(&path, reused(&record, other.id())?).context("write")?;
-    let file = File::open(&path).context("open")?;
-    let held = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).context("flock")?;
+    let held = File::options().read(true).write(true).open(&path).context("open")?;
+    let life = libc::flock {
+        l_type: libc::F_WRLCK as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: 0,
+        l_len: 1,
+        l_pid: 0,
+    };
+    fcntl(&held, FcntlArg::F_OFD_SETLK(&life)).context("lock")?;
     let exit = Faultline::run(&["stop", "reuse"])?;
     ensure!(exit.code == Some(6) && exit.stdout.is_empty(), "a live owner's, elsewhere: {exit:?}");
     ensure!(exit.stderr.contains("fault reuse") && exit.stderr.contains(&other.id().to_string()), "{exit:?}");

@@ -25,7 +25,12 @@ use crate::{
     error::{Context, Result},
     faultline::{Faultline, binary},
     harness::{Need, Test, die_with_parent, is_emulated, moments, patience, program},
-    life::{killed::fraction, scene::records},
+    life::{
+        elsewhere::{PIDS, apart},
+        journal::dirty,
+        killed::fraction,
+        scene::records,
+    },
 };
 
 pub(super) const TESTS: &[Test] = &[
@@ -108,7 +113,7 @@ fn owners() -> Result<Vec<Pid>> {
     Ok(pids.map(Pid::from_raw).collect())
 }
 
-/// Nobody is left who could make anything right, but the lease.
+/// Nobody is left who could make anything right, but the lease. Whoever does not see its processes leaves them to others.
 fn with_its_guard() -> Result {
     let mut scene = Scene::set()?;
     let others = owners()?;
@@ -135,6 +140,8 @@ fn with_its_guard() -> Result {
     ensure!(seen.last_skewed - killed < LEASE.as_nanos() as i64, "{seen:?}");
     ensure!(seen.absurd == 0 && seen.backwards == 0, "{seen:?}");
     scene.right("the lease has lapsed")?;
+    let blind = apart(PIDS, &["sweep"])?;
+    dirty(&["sweep"], &blind, &["changed clocks were not found", "pid namespace", "on the host"])?;
     let swept = Faultline::run(&["sweep"])?;
     ensure!(swept.code == Some(0), "{swept:?}");
     ensure!(records()?.is_empty(), "{:?} after sweep", records());
