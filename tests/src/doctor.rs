@@ -9,6 +9,7 @@ mod packets;
 mod traces;
 
 use std::{
+    fs,
     os::fd::OwnedFd,
     process::{Command, Output, Stdio},
     thread,
@@ -18,7 +19,7 @@ use std::{
 use aya_obj::generated::{bpf_attach_type, bpf_prog_type};
 use chaos_user::kernel::{
     mechanism::Mechanism as M,
-    probe::insn::Code,
+    probe::{self, insn::Code},
     sys::{self, Program},
 };
 use serde_json::Value;
@@ -26,7 +27,7 @@ use serde_json::Value;
 use crate::{
     ensure,
     error::{Context, Failure, Result},
-    faultline,
+    faultline::{self, Faultline},
     harness::{
         Need::{self, Mechanism as Has, Program as Installed, Root},
         Test, moments,
@@ -39,6 +40,8 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("doctor::knows_this_kernel", knows_this_kernel).needs(&[Root, Need::KnownKernel]),
     Test::new("doctor::leaves_nothing", leaves_nothing).once(),
     Test::new("doctor::leaves_nothing_when_killed", leaves_nothing_when_killed).timeout(90).once(),
+    Test::new("doctor::two_at_once", two_at_once).needs(&[Root, Has(M::CgroupV2)]).once(),
+    Test::new("doctor::of_the_dead_it_clears_away", of_the_dead).needs(&[Root, Has(M::CgroupV2)]).once(),
     // What it calls available really works: of each mechanism one use.
     Test::new("doctor::use_btf", helpers::btf).needs(&[Root, Has(M::Btf)]),
     Test::new("doctor::use_test_run", helpers::test_run).needs(&[Root, Has(M::TestRun)]),
@@ -156,6 +159,53 @@ fn leaves_nothing_when_killed() -> Result {
     }
     ask()?;
     traces::wait_for_nothing_new(&before)
+}
+
+/// In one process and in several: each says what one alone says.
+fn two_at_once() -> Result {
+    const ROUNDS: usize = 3;
+    let before = traces::look()?;
+    let alone = probe::run();
+    for round in 0..ROUNDS {
+        let (here, there) = thread::scope(|scope| {
+            let there: Vec<_> = (0..2).map(|_| scope.spawn(ask)).collect();
+            let here: Vec<_> = (0..3).map(|_| scope.spawn(probe::run)).collect();
+            let here: Vec<_> = here.into_iter().map(thread::ScopedJoinHandle::join).collect();
+            (here, there.into_iter().map(thread::ScopedJoinHandle::join).collect::<Vec<_>>())
+        });
+        for found in here {
+            let found = found.map_err(|_| Failure::new("a doctor panicked"))?;
+            ensure!(found == alone, "round {round}: {found:?}, alone {alone:?}");
+        }
+        let alone = serde_json::to_value(&alone).context("JSON")?;
+        for found in there {
+            let found = found.map_err(|_| Failure::new("a doctor panicked"))??;
+            ensure!(found == alone, "round {round}: another process's {found}, alone {alone}");
+        }
+    }
+    traces::wait_for_nothing_new(&before)
+}
+
+/// What a killed doctor has left goes with the next, and with a sweep; what a living one has stays, whichever PID namespace
+/// that is in: it has a number there that is nobody's here.
+fn of_the_dead() -> Result {
+    const NOBODY: &str = "faultline-probe-2147483646-0";
+    let path = crate::cgroup::root()?.join(NOBODY);
+    for clears in [&["doctor", "--json"][..], &["sweep"]] {
+        fs::create_dir(&path).context(path.display())?;
+        let held = fs::File::open(&path).context(path.display())?;
+        held.lock().context("flock")?;
+        let run = || Faultline::run(clears);
+        run()?;
+        let stays = path.exists();
+        drop(held);
+        run()?;
+        let goes = !path.exists();
+        // Whatever was found, it does not stay.
+        let _ = fs::remove_dir(&path);
+        ensure!(stays && goes, "{clears:?}: a living doctor's stays: {stays}, a dead one's goes: {goes}");
+    }
+    Ok(())
 }
 
 /// Loads a program that a use is made of.

@@ -19,7 +19,7 @@ use std::{ffi::OsString, process::ExitCode};
 
 use clap::Parser;
 
-use crate::spec::Family;
+use crate::{kernel::probe, spec::Family};
 use args::{Cli, Command};
 pub use error::CliError;
 use slow::FileCommand;
@@ -94,6 +94,9 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> Result<Code, CliError> 
         Command::Stop { ids, all } => owners::stop(&ids, all),
         Command::Doctor { json } => doctor::run(json),
         Command::Profile { command } => profile::run(&command),
-        Command::Sweep => owners::sweep(),
+        Command::Sweep => {
+            probe::remove_stale();
+            owners::sweep()
+        }
     }
 }

@@ -3,9 +3,13 @@
 use std::{
     fs::{self, File},
     io,
-    os::fd::AsFd,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
     path::{Path, PathBuf},
     process,
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use aya_obj::generated::{bpf_attach_type, bpf_func_id, bpf_prog_type};
@@ -17,8 +21,10 @@ use crate::kernel::{
     throttle,
 };
 
-/// Of the cgroup's name; the rest is the PID.
+/// Of the cgroup's name; the rest is the PID, and a number of the process's own.
 const PREFIX: &str = "faultline-probe-";
+/// How often another name is tried: a process of another PID namespace may have this one's.
+const ATTEMPTS: usize = 1000;
 /// Let the packet, or the connect, go on.
 const ALLOW: i32 = 1;
 
@@ -31,7 +37,7 @@ pub(super) fn probe() -> Vec<(M, Answer)> {
         }
         Err(error) => return without(&|| Refusal::Untried(error.to_string())),
     };
-    remove_stale(&root);
+    remove_stale_in(&root);
     let cgroup = match Cgroup::new(&root) {
         Ok(cgroup) => cgroup,
         Err(error) => {
@@ -68,7 +74,8 @@ fn without(refusal: &dyn Fn() -> Refusal) -> Vec<(M, Answer)> {
     [(M::CgroupV2, Err(refusal()))].into_iter().chain(rest).collect()
 }
 
-/// An empty cgroup, gone with its value.
+/// An empty cgroup, gone with its value. It is locked as long as its maker lives, by which others know that, whatever PID
+/// namespace they are in.
 struct Cgroup {
     path: PathBuf,
     directory: File,
@@ -76,55 +83,100 @@ struct Cgroup {
 
 impl Cgroup {
     fn new(root: &Path) -> Result<Self> {
-        let path = root.join(format!("{PREFIX}{}", process::id()));
-        let error = |call, source| Error::new(call, path.display().to_string(), source);
-        match fs::create_dir(&path) {
-            // A killed doctor's, whose PID came round again.
-            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(error("mkdir", source));
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        for _ in 0..ATTEMPTS {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let path = root.join(format!("{PREFIX}{}-{number}", process::id()));
+            match fs::create_dir(&path) {
+                Err(source) if source.kind() == io::ErrorKind::AlreadyExists => continue,
+                made => made.map_err(|source| Error::new("mkdir", path.display().to_string(), source))?,
             }
-            _ => {}
+            if let Some(cgroup) = Self::locked(path)? {
+                return Ok(cgroup);
+            }
         }
-        let directory = File::open(&path).map_err(|source| {
+        let source = io::ErrorKind::AlreadyExists.into();
+        Err(Error::new("mkdir", root.join(PREFIX).display().to_string(), source))
+    }
+
+    /// Nothing if somebody else has taken it for stale, before it was locked.
+    fn locked(path: PathBuf) -> Result<Option<Self>> {
+        let error = |call, source| {
             let _ = fs::remove_dir(&path);
-            error("open", source)
-        })?;
-        Ok(Self { path, directory })
+            Error::new(call, path.display().to_string(), source)
+        };
+        let directory = match File::open(&path) {
+            Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened.map_err(|source| error("open", source))?,
+        };
+        match directory.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => return Ok(None),
+            Err(fs::TryLockError::Error(source)) => return Err(error("flock", source)),
+        }
+        // Whoever removes one has the lock on it meanwhile: now it stays.
+        Ok(is_at(&directory, &path).then_some(Self { path, directory }))
     }
 
     fn skb(&self) -> Result<()> {
         for hook in [bpf_attach_type::BPF_CGROUP_INET_INGRESS, bpf_attach_type::BPF_CGROUP_INET_EGRESS] {
-            self.attach("doctor_skb", bpf_prog_type::BPF_PROG_TYPE_CGROUP_SKB, hook, Code::default())?;
+            self.attach(&load_skb(hook)?, hook)?;
         }
         Ok(())
     }
 
     fn connect(&self) -> Result<()> {
         for hook in [bpf_attach_type::BPF_CGROUP_INET4_CONNECT, bpf_attach_type::BPF_CGROUP_INET6_CONNECT] {
-            let code = Code::default().set(1, 0).call(bpf_func_id::BPF_FUNC_set_retval);
-            self.attach("doctor_connect", bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR, hook, code)?;
+            self.attach(&load_connect(hook)?, hook)?;
         }
         Ok(())
     }
 
     fn sock(&self) -> Result<()> {
-        let hook = bpf_attach_type::BPF_CGROUP_INET_SOCK_CREATE;
-        self.attach("doctor_sock", bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK, hook, Code::default())
+        self.attach(&load_sock()?, SOCK_CREATE)
     }
 
-    fn attach(&self, name: &str, kind: bpf_prog_type, hook: bpf_attach_type, code: Code) -> Result<()> {
-        let code = code.exit(ALLOW);
-        let program = sys::load(&Program {
-            name,
-            kind,
-            attach: Some(hook),
-            attach_btf_id: 0,
-            flags: 0,
-            instructions: code.as_slice(),
-            functions: None,
-        })?;
+    fn attach(&self, program: &OwnedFd, hook: bpf_attach_type) -> Result<()> {
         sys::link(program.as_fd(), Target::File(self.directory.as_fd()), hook, 0).map(drop)
     }
+}
+
+const SOCK_CREATE: bpf_attach_type = bpf_attach_type::BPF_CGROUP_INET_SOCK_CREATE;
+
+/// Lets all packets go on.
+pub(super) fn load_skb(hook: bpf_attach_type) -> Result<OwnedFd> {
+    load("doctor_skb", bpf_prog_type::BPF_PROG_TYPE_CGROUP_SKB, hook, Code::default())
+}
+
+/// Lets all connects go on, by the helper that would have them fail.
+pub(super) fn load_connect(hook: bpf_attach_type) -> Result<OwnedFd> {
+    let code = Code::default().set(1, 0).call(bpf_func_id::BPF_FUNC_set_retval);
+    load("doctor_connect", bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR, hook, code)
+}
+
+/// Lets all sockets be made.
+pub(super) fn load_sock() -> Result<OwnedFd> {
+    load("doctor_sock", bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK, SOCK_CREATE, Code::default())
+}
+
+fn load(name: &str, kind: bpf_prog_type, hook: bpf_attach_type, code: Code) -> Result<OwnedFd> {
+    let code = code.exit(ALLOW);
+    sys::load(&Program {
+        name,
+        kind,
+        attach: Some(hook),
+        attach_btf_id: 0,
+        flags: 0,
+        instructions: code.as_slice(),
+        functions: None,
+    })
+}
+
+/// Whether what was opened is still what has this name.
+fn is_at(directory: &File, path: &Path) -> bool {
+    let number = |found: io::Result<fs::Metadata>| found.map(|it| it.ino()).ok();
+    let now = number(fs::metadata(path));
+    now.is_some() && now == number(directory.metadata())
 }
 
 impl Drop for Cgroup {
@@ -135,31 +187,51 @@ impl Drop for Cgroup {
 }
 
 /// Removes the empty cgroups of doctors that were killed.
-fn remove_stale(root: &Path) {
+pub fn remove_stale() {
+    if let Ok(Some(root)) = mounts::find("cgroup2") {
+        remove_stale_in(&root);
+    }
+}
+
+fn remove_stale_in(root: &Path) {
     let Ok(entries) = fs::read_dir(root) else { return };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let Some(owner) = name.to_str().and_then(stale_owner) else { continue };
-        if !Path::new("/proc").join(owner).exists() {
-            let _ = fs::remove_dir(entry.path());
+    for entry in entries.flatten().filter(|entry| entry.file_name().to_str().is_some_and(is_ours)) {
+        let path = entry.path();
+        // Locked while it is removed, lest its maker lock it at that moment.
+        if let Ok(directory) = File::open(&path)
+            && directory.try_lock().is_ok()
+        {
+            // What is not empty is not only a doctor's any more.
+            let _ = fs::remove_dir(&path);
         }
     }
 }
 
-/// The PID in the name of a doctor's cgroup.
-fn stale_owner(name: &str) -> Option<&str> {
-    name.strip_prefix(PREFIX).filter(|pid| !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit()))
+/// Whether a folder's name is that of a doctor's cgroup, of this version or one before.
+fn is_ours(name: &str) -> bool {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    name.strip_prefix(PREFIX).is_some_and(|rest| match rest.split_once('-') {
+        Some((pid, number)) => is_number(pid) && is_number(number),
+        None => is_number(rest),
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::stale_owner;
+    use super::is_ours;
 
     #[test]
     fn only_our_own_cgroups_are_removed() {
-        assert_eq!(stale_owner("faultline-probe-42"), Some("42"));
-        for other in ["faultline-probe-", "faultline-probe-4x", "faultline-probe-../..", "system.slice"] {
-            assert_eq!(stale_owner(other), None);
+        assert!(is_ours("faultline-probe-42-0") && is_ours("faultline-probe-42"));
+        for other in [
+            "faultline-probe-",
+            "faultline-probe-4x",
+            "faultline-probe-42-",
+            "faultline-probe-42-1-2",
+            "faultline-probe-../..",
+            "system.slice",
+        ] {
+            assert!(!is_ours(other), "{other}");
         }
     }
 }

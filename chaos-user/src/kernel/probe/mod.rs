@@ -30,6 +30,7 @@ use nix::errno::Errno;
 
 use self::{flag::Thread, host::Host};
 pub use self::{
+    cgroup::remove_stale,
     helper::load_loop,
     host::security_modules,
     report::{FaultSupport, Finding, Report, State},
