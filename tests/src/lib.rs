@@ -25,6 +25,7 @@ mod doctor;
 mod ground;
 mod life;
 mod loss;
+mod plan;
 mod profile;
 mod programs;
 mod sever;
@@ -49,6 +50,7 @@ pub fn tests() -> Vec<&'static Test> {
         slow::TESTS,
         cut::TESTS,
         sever::TESTS,
+        plan::TESTS,
         profile::TESTS,
         dns::TESTS,
         programs::TESTS,

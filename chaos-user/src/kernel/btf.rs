@@ -9,7 +9,7 @@ use std::{
     sync::{Mutex, OnceLock, PoisonError},
 };
 
-use btf_rs::{Backend, Btf, Member, Struct, Type};
+use btf_rs::{Backend, Btf, EnumMember, Member, Struct, Type};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::{Error, Result};
@@ -123,6 +123,28 @@ impl KernelTypes {
                 _ => return None,
             };
         }
+    }
+
+    /// Whether there is a type of this name that is made of others.
+    ///
+    /// # Errors
+    ///
+    /// If the types cannot be read.
+    pub fn has(&self, structure: &str) -> Result<bool> {
+        Ok(self.named(structure)?.iter().any(|(_, found)| matches!(found, Type::Struct(_))))
+    }
+
+    /// Whether an enumeration has a value of this name.
+    ///
+    /// # Errors
+    ///
+    /// If the types cannot be read.
+    pub fn has_value(&self, enumeration: &str, value: &str) -> Result<bool> {
+        let has = |member: &EnumMember| self.btf.resolve_name(member).is_ok_and(|name| name == value);
+        Ok(self.named(enumeration)?.iter().any(|(_, found)| match found {
+            Type::Enum(found) => found.members.iter().any(has),
+            _ => false,
+        }))
     }
 
     /// The number of a function, which programs attach to.

@@ -210,8 +210,8 @@ pub fn preview(
     types: &KernelTypes,
 ) -> Vec<(Unit, Result<Choice, CallsError>)> {
     let refused = |mechanism: &Mechanism| !has(*mechanism);
-    let missing = Mechanism::ALL.into_iter().filter(refused);
-    let refusals = missing.map(|it| ((it, None), "not here".to_owned())).collect();
+    let asked: BTreeSet<_> = rules.iter().flat_map(|rule| hook::mechanisms(rule.effect())).collect();
+    let refusals = asked.into_iter().filter(refused).map(|it| ((it, None), "not here".to_owned())).collect();
     let choose = |effect, unit| {
         let Picked { mechanism, places, .. } = pick(unit, effect, by, types, &refusals)?;
         // One tracepoint is that of several system calls.

@@ -10,7 +10,7 @@ use chaos_ebpf::{
 
 use super::{
     Facts, HookRecord, PreviewError, RuleRecord, RuleReport, Run, RunReport, SessionError,
-    preview::PreviewTarget,
+    preview::{ASKED, PreviewTarget, unsure},
 };
 use crate::{
     fault::{CallRule, CallTables},
@@ -20,7 +20,7 @@ use crate::{
         calls::{CallPrograms, Exempt},
         counters::{Counters, MapIds},
         mechanism::Mechanism,
-        probe,
+        probe::{self, Outlook, State},
         wiring::{self, CallsError},
     },
     target::{self, Target},
@@ -171,6 +171,8 @@ pub struct CallHook {
     pub functions: Vec<String>,
     /// Why there is none, and what to change.
     pub missing: Option<String>,
+    /// Whether it is known without a try that the kernel has the mechanism.
+    pub is_known: bool,
 }
 
 impl CallPreview {
@@ -188,9 +190,9 @@ impl CallPlan {
     ///
     /// [`PreviewError`].
     pub fn preview(&self) -> Result<CallPreview, PreviewError> {
-        let kernel = probe::run();
+        let kernel = Outlook::default();
         let types = KernelTypes::read()?;
-        let has = |mechanism| kernel.has(mechanism);
+        let has = |mechanism| !kernel.lacks(mechanism);
         let hook = |(unit, found): (wiring::Unit, Result<wiring::Choice, CallsError>)| {
             let (found, missing) = match found {
                 Ok(found) => (Some(found), None),
@@ -198,7 +200,8 @@ impl CallPlan {
             };
             let (mechanism, functions) = found.unzip();
             let functions = functions.unwrap_or_default();
-            CallHook { what: unit.to_string(), mechanism, functions, missing }
+            let is_known = mechanism.is_none_or(|it| kernel.state(it) != State::Unknown);
+            CallHook { what: unit.to_string(), mechanism, functions, missing, is_known }
         };
         let hooks = wiring::preview(&self.rules, self.by, has, types);
         let mut targets = Vec::new();
@@ -221,9 +224,12 @@ impl fmt::Display for CallPreview {
         for (number, rule) in self.rules.iter().enumerate() {
             writeln!(f, "  rule {number}: {rule}")?;
         }
-        for CallHook { what, mechanism, functions, missing } in &self.hooks {
+        for CallHook { what, mechanism, functions, missing, is_known } in &self.hooks {
             match (mechanism, missing) {
-                (Some(mechanism), _) => writeln!(f, "  {what}: by {mechanism}: {}", functions.join(", "))?,
+                (Some(mechanism), _) => {
+                    let unsure = if *is_known { String::new() } else { unsure(&[*mechanism]) };
+                    writeln!(f, "  {what}: by {mechanism}: {}{unsure}", functions.join(", "))?;
+                }
                 (None, missing) => writeln!(f, "  {}", missing.as_deref().unwrap_or(what))?,
             }
         }
@@ -237,6 +243,7 @@ impl fmt::Display for CallPreview {
             let wait = humantime::format_duration(Duration::from_nanos(self.busy_wait_ns));
             writeln!(f, "  a call that is hit keeps its CPU for up to {wait}")?;
         }
-        writeln!(f, "  to be undone by more than the end of the process: nothing")
+        writeln!(f, "  to be undone by more than the end of the process: nothing")?;
+        writeln!(f, "  {ASKED}")
     }
 }

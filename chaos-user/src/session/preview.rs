@@ -1,6 +1,6 @@
 //! What a run would do, without doing any of it.
 
-use std::{fmt, io};
+use std::{collections::BTreeSet, fmt, io};
 
 use chaos_ebpf::abi::Direction;
 
@@ -10,7 +10,7 @@ use crate::{
     kernel::{
         self, ethtool,
         mechanism::{Fault, Mechanism, common, ways},
-        probe,
+        probe::{Outlook, State},
     },
     target::{self, Flow, Named, Target},
 };
@@ -56,6 +56,8 @@ pub struct PreviewHook {
     pub mechanisms: Vec<Mechanism>,
     /// What the kernel lacks for it.
     pub missing: Vec<Mechanism>,
+    /// Of which of these only a try would tell whether the kernel has it.
+    pub unknown: Vec<Mechanism>,
     /// Whether packets would wait in an interface of Faultline's own.
     pub detour: bool,
 }
@@ -174,7 +176,7 @@ impl Plan {
     }
 
     fn would_attach(&self) -> Vec<PreviewHook> {
-        let kernel = probe::run();
+        let kernel = Outlook::default();
         let mut hooks = Vec::new();
         for direction in [Direction::In, Direction::Out, Direction::Connect] {
             let rules: Vec<&Rule> = self.rules.iter().filter(|rule| rule.direction == direction).collect();
@@ -182,18 +184,16 @@ impl Plan {
             if faults.is_empty() {
                 continue;
             }
-            let mechanisms = common(&faults, direction).filter(|mechanism| kernel.has(*mechanism)).collect();
-            let mut missing = Vec::new();
+            let mechanisms: Vec<_> =
+                common(&faults, direction).filter(|mechanism| !kernel.lacks(*mechanism)).collect();
             let detour = rules.iter().any(|rule| rule.needs_detour());
             // Any way to have a fault needs the same but for what it is attached by.
-            for needed in
-                faults.iter().filter_map(|fault| ways(*fault, direction).next()).flat_map(|way| way.needs)
-            {
-                if !kernel.has(*needed) && !missing.contains(needed) {
-                    missing.push(*needed);
-                }
-            }
-            hooks.push(PreviewHook { direction, mechanisms, missing, detour });
+            let first = faults.iter().filter_map(|fault| ways(*fault, direction).next());
+            let needed: BTreeSet<_> = first.flat_map(|way| way.needs).copied().collect();
+            let missing = needed.iter().copied().filter(|it| kernel.lacks(*it)).collect();
+            let all = mechanisms.iter().chain(&needed).copied();
+            let unknown = all.filter(|it| kernel.state(*it) == State::Unknown).collect();
+            hooks.push(PreviewHook { direction, mechanisms, missing, unknown, detour });
         }
         hooks
     }
@@ -239,6 +239,19 @@ impl fmt::Display for PreviewTarget {
     }
 }
 
+/// How it was found out what the kernel has.
+pub(super) const ASKED: &str =
+    "asked of this kernel: its types, its modules, and programs that were loaded and attached to nothing";
+
+/// What is said of what only a try would tell.
+pub(super) fn unsure(unknown: &[Mechanism]) -> String {
+    if unknown.is_empty() {
+        return String::new();
+    }
+    let names: Vec<_> = unknown.iter().map(|it| it.name()).collect();
+    format!("; only a try would tell: {}", names.join(", "))
+}
+
 /// How many connections people are shown.
 const SHOWN: usize = 20;
 
@@ -250,13 +263,14 @@ impl fmt::Display for Preview {
         for (number, rule) in rules.iter().enumerate() {
             writeln!(f, "  rule {number}: {:<3}  {}", rule.direction.name(), rule.fault)?;
         }
-        for PreviewHook { direction, mechanisms, missing, detour } in hooks {
+        for PreviewHook { direction, mechanisms, missing, unknown, detour } in hooks {
             let names =
                 |list: &[Mechanism]| list.iter().map(|it| it.name()).collect::<Vec<_>>().join(", else ");
             let own = if *detour { "; packets wait in an interface of its own" } else { "" };
             let lacking =
                 if missing.is_empty() { String::new() } else { format!("; not here: {}", names(missing)) };
-            writeln!(f, "  hook {:<3}  {}{own}{lacking}", direction.name(), names(mechanisms))?;
+            let unsure = unsure(unknown);
+            writeln!(f, "  hook {:<3}  {}{own}{lacking}{unsure}", direction.name(), names(mechanisms))?;
         }
         match &targets[..] {
             [] => writeln!(f, "  target: everybody who uses {device}")?,
@@ -281,6 +295,11 @@ impl fmt::Display for Preview {
         }
         let nothing = |text: &str| if text.is_empty() { "nothing".to_owned() } else { text.to_owned() };
         writeln!(f, "  protected: {}", nothing(protected))?;
-        writeln!(f, "  to be undone by more than the end of the process: {}", nothing(&journalled.join("; ")))
+        writeln!(
+            f,
+            "  to be undone by more than the end of the process: {}",
+            nothing(&journalled.join("; "))
+        )?;
+        writeln!(f, "  {ASKED}")
     }
 }

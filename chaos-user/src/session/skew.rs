@@ -18,7 +18,7 @@ use super::{
     clocks::{Clocks, Hands},
     guard::Guard,
     journal::{Journal, random},
-    preview::PreviewTarget,
+    preview::{ASKED, PreviewTarget, unsure},
     slow::unwritten,
 };
 use crate::{
@@ -32,7 +32,7 @@ use crate::{
         hold::{self, Crew},
         mechanism::Mechanism,
         memory::{ClockError, VdsoChange},
-        probe,
+        probe::{self, Outlook, State},
         time::{Holding, Rewrite, TimePrograms},
         vdso::{Image, Kind, Patch},
     },
@@ -438,6 +438,8 @@ pub struct SkewPreview {
     pub functions: Vec<&'static str>,
     /// By what raw system calls would be told a wrong time, if by anything.
     pub raw: Option<Mechanism>,
+    /// Of what that takes only a try would tell whether the kernel has it.
+    pub unknown: Vec<Mechanism>,
     /// Whose clocks.
     pub targets: Vec<PreviewTarget>,
     /// What is written down before it is changed.
@@ -451,11 +453,14 @@ impl SkewPlan {
     ///
     /// [`SessionError`]: clocks cannot be wrong here.
     pub fn preview(&self) -> Result<SkewPreview, SessionError> {
-        let kernel = probe::run();
+        let kernel = Outlook::default();
         let kind = if self.spec.by == Some(Mechanism::Fexit) { Kind::Call } else { Kind::Skew };
         let patch = Image::own()?.patch(kind, 0)?;
-        let can_write = kernel.has(Mechanism::Fexit) && kernel.has(Mechanism::ProbeWriteUser);
+        let needed = [Mechanism::Fexit, Mechanism::ProbeWriteUser];
+        let can_write = !needed.iter().any(|it| kernel.lacks(*it));
         let raw = Some(Mechanism::Fexit).filter(|_| can_write && self.spec.by != Some(Mechanism::VdsoPatch));
+        let is_unknown = |it: &Mechanism| raw.is_some() && kernel.state(*it) == State::Unknown;
+        let unknown = needed.into_iter().filter(is_unknown).collect();
         let mut targets = Vec::new();
         for target in &self.targets {
             let processes = target::names(&target.processes()?);
@@ -468,6 +473,7 @@ impl SkewPlan {
             rules: vec![self.spec.to_string()],
             functions: patch.functions().collect(),
             raw,
+            unknown,
             targets,
             journalled: vec![change],
         })
@@ -476,15 +482,16 @@ impl SkewPlan {
 
 impl fmt::Display for SkewPreview {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { rules, functions, raw, targets, journalled } = self;
+        let Self { rules, functions, raw, unknown, targets, journalled } = self;
         writeln!(f, "plan, nothing is touched: {PLACE}")?;
         rules.iter().enumerate().try_for_each(|(number, rule)| writeln!(f, "  rule {number}: {rule}"))?;
         writeln!(f, "  by {}: {}", Mechanism::VdsoPatch, functions.join(", "))?;
         match raw {
-            Some(by) => writeln!(f, "  raw system calls: by {by}")?,
+            Some(by) => writeln!(f, "  raw system calls: by {by}{}", unsure(unknown))?,
             None => writeln!(f, "  raw system calls are told the right time")?,
         }
         targets.iter().try_for_each(|target| writeln!(f, "  target: {target}"))?;
-        writeln!(f, "  to be undone by more than the end of the process: {}", journalled.join("; "))
+        writeln!(f, "  to be undone by more than the end of the process: {}", journalled.join("; "))?;
+        writeln!(f, "  {ASKED}")
     }
 }

@@ -30,7 +30,7 @@ pub(super) fn probe(host: &Host) -> Vec<(M, Answer)> {
     ]
 }
 
-fn test_run() -> Result<Option<String>> {
+pub(super) fn test_run() -> Result<Option<String>> {
     let code = Code::default().exit(XDP_PASS);
     let program = sys::load(&Program {
         name: "doctor_test_run",
@@ -73,7 +73,7 @@ fn probe_write_user(host: &Host) -> Answer {
     }
 }
 
-fn bpf_loop() -> Answer {
+pub(super) fn bpf_loop() -> Answer {
     let program = load_loop("doctor_loop", ROUNDS, Code::default())?;
     match run_here(&program)? {
         rounds if rounds == ROUNDS as u32 => Ok(None),

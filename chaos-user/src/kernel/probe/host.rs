@@ -35,18 +35,22 @@ impl Host {
                 (text(name.release()), text(name.machine()))
             },
         );
-        let read = |file| mounts::read(c"securityfs", SECURITYFS, file);
         let security_modules = security_modules();
-        let lockdown = match (read("lockdown"), &security_modules) {
-            (Ok(text), _) => selected(&text).map(str::to_owned).ok_or_else(|| {
-                let file = format!("{SECURITYFS}/lockdown");
-                Error::new("read", file, io::ErrorKind::InvalidData.into())
-            }),
-            // Where the module that locks down is not there, nothing can be locked.
-            (Err(_), Ok(modules)) if !modules.iter().any(|module| module == "lockdown") => Ok("none".into()),
-            (Err(error), _) => Err(error),
-        };
+        let lockdown = lockdown(&security_modules);
         Self { kernel, architecture, unprivileged: unprivileged(), lockdown, security_modules }
+    }
+}
+
+/// The lockdown state.
+pub(super) fn lockdown(security_modules: &Result<Vec<String>>) -> Result<String> {
+    match (mounts::read(c"securityfs", SECURITYFS, "lockdown"), security_modules) {
+        (Ok(text), _) => selected(&text).map(str::to_owned).ok_or_else(|| {
+            let file = format!("{SECURITYFS}/lockdown");
+            Error::new("read", file, io::ErrorKind::InvalidData.into())
+        }),
+        // Where the module that locks down is not there, nothing can be locked.
+        (Err(_), Ok(modules)) if !modules.iter().any(|module| module == "lockdown") => Ok("none".into()),
+        (Err(error), _) => Err(error),
     }
 }
 

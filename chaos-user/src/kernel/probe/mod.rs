@@ -5,6 +5,8 @@
 //! No probe changes what anybody else sees. Network probes have a network namespace of their own; cgroup
 //! probes an empty cgroup; all others act for the probe's own thread only. Everything is held by fds, so that a
 //! probe killed in the middle leaves nothing but, maybe, that empty cgroup, which the next run removes.
+//!
+//! An [`Outlook`] makes and attaches nothing, and knows less.
 
 mod cgroup;
 pub mod flag;
@@ -13,6 +15,7 @@ mod host;
 pub mod insn;
 mod mounts;
 mod net;
+mod outlook;
 pub mod perf;
 mod probes;
 mod report;
@@ -28,13 +31,14 @@ use std::{
 use aya_obj::generated::bpf_func_id;
 use nix::errno::Errno;
 
-use self::{flag::Thread, host::Host};
 pub use self::{
     cgroup::remove_stale,
     helper::load_loop,
     host::security_modules,
+    outlook::Outlook,
     report::{FaultSupport, Finding, Report, State},
 };
+use self::{flag::Thread, host::Host};
 use super::{
     Error,
     btf::{KernelTypes, VMLINUX},

@@ -98,7 +98,7 @@ fn open(attr: &perf_event_attr, (thread, cpu): (i32, i32), object: &str) -> Resu
 }
 
 /// The number the kernel gave this kind of event.
-fn unit_type(unit: &str) -> Result<u32> {
+pub(super) fn unit_type(unit: &str) -> Result<u32> {
     let path = format!("/sys/bus/event_source/devices/{unit}/type");
     let text = fs::read_to_string(&path).map_err(|source| Error::new("open", &path, source))?;
     text.trim().parse().map_err(|_| Error::new("read", &path, io::ErrorKind::InvalidData.into()))

@@ -1,6 +1,11 @@
 //! Programs on places in code: kprobes, uprobes, tracepoints. Each is set off by a call of our own.
 
-use std::{ffi::CString, fs, hint::black_box, os::fd::AsFd};
+use std::{
+    ffi::CString,
+    fs,
+    hint::black_box,
+    os::fd::{AsFd, OwnedFd},
+};
 
 use aya_obj::generated::{bpf_func_id, bpf_prog_type};
 
@@ -17,7 +22,7 @@ use crate::kernel::{
 };
 
 /// The start of the name of the kernel's function for a system call.
-pub(super) const SYSCALL: &str = match () {
+const SYSCALL: &str = match () {
     () if cfg!(target_arch = "x86_64") => "__x64_sys_",
     () if cfg!(target_arch = "aarch64") => "__arm64_sys_",
     () if cfg!(target_arch = "riscv64") => "__riscv_sys_",
@@ -25,7 +30,7 @@ pub(super) const SYSCALL: &str = match () {
     () => "sys_",
 };
 /// A system call that hardly anybody makes, changes nothing, and asks the security modules first.
-pub(super) const CALL: &str = "sched_getscheduler";
+const CALL: &str = "sched_getscheduler";
 /// What only a program of ours makes that call answer.
 const OVERRIDE: i32 = libc::ENOTRECOVERABLE;
 const TRACEFS: &str = "/sys/kernel/tracing";
@@ -55,7 +60,12 @@ pub(super) fn raised(flag: &Flag) -> Answer {
 
 /// Loads a program of a kind that perf events run, and attaches it.
 fn attach(name: &str, kind: bpf_prog_type, code: &Code, event: Event) -> Result<Attached, Refusal> {
-    let program = sys::load(&Program {
+    Ok(event.attach(&load(name, kind, code)?)?)
+}
+
+/// Loads such a program.
+pub(super) fn load(name: &str, kind: bpf_prog_type, code: &Code) -> Result<OwnedFd, Error> {
+    sys::load(&Program {
         name,
         kind,
         attach: None,
@@ -63,12 +73,16 @@ fn attach(name: &str, kind: bpf_prog_type, code: &Code, event: Event) -> Result<
         flags: 0,
         instructions: code.as_slice(),
         functions: None,
-    })?;
-    Ok(event.attach(&program)?)
+    })
+}
+
+/// The kernel's function for [`CALL`].
+pub(super) fn syscall() -> String {
+    format!("{SYSCALL}{CALL}")
 }
 
 fn on_syscall() -> Result<Event, Refusal> {
-    let function = CString::new(format!("{SYSCALL}{CALL}")).unwrap_or_default();
+    let function = CString::new(syscall()).unwrap_or_default();
     Ok(Event::probe("kprobe", &function, 0)?)
 }
 

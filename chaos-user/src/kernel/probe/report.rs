@@ -4,7 +4,10 @@ use chaos_ebpf::abi::Direction;
 use serde::Serialize;
 
 use super::{Answer, Refusal, host::Host, sentence};
-use crate::kernel::mechanism::{Fault, Mechanism, Mechanism as M, WAYS, Way, ways};
+use crate::kernel::{
+    Error,
+    mechanism::{Fault, Mechanism, Mechanism as M, WAYS, Way, ways},
+};
 
 /// Whether a mechanism is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -16,6 +19,22 @@ pub enum State {
     Missing,
     /// It could not be tried.
     Unknown,
+}
+
+impl State {
+    pub(super) fn of(answer: &Answer) -> Self {
+        match answer {
+            Ok(_) => Self::Available,
+            Err(Refusal::Untried(_)) => Self::Unknown,
+            Err(Refusal::Kernel(error)) if is_of_the_moment(error) => Self::Unknown,
+            Err(Refusal::Kernel(_) | Refusal::Missing { .. }) => Self::Missing,
+        }
+    }
+}
+
+/// Whether it is no answer of this kernel about a mechanism, but of this moment about the process.
+fn is_of_the_moment(error: &Error) -> bool {
+    matches!(error.errno(), libc::EMFILE | libc::ENFILE | libc::ENOMEM)
 }
 
 /// What was found of one mechanism.
@@ -155,10 +174,7 @@ impl Finding {
             Some(Err(Refusal::Missing { cause, remedy })) => {
                 finding(State::Missing, None, Some(cause), remedy.or_else(usual))
             }
-            // No answer of this kernel about the mechanism, but of this moment about the process.
-            Some(Err(Refusal::Kernel(error)))
-                if matches!(error.errno(), libc::EMFILE | libc::ENFILE | libc::ENOMEM) =>
-            {
+            Some(Err(Refusal::Kernel(error))) if is_of_the_moment(&error) => {
                 let remedy = "raise the limit (ulimit -n, memory) and run it again".to_owned();
                 finding(State::Unknown, None, Some(sentence(&error)), Some(remedy))
             }
