@@ -1,21 +1,27 @@
 //! Connections that are refused, reset or go silent, for one service; whoever else talks to the same peer goes on.
 
 use std::{
+    env, fs,
     io::{self, ErrorKind},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::fd::OwnedFd,
-    process::Stdio,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use crate::{
     cgroup::Cgroup,
     ensure,
     error::{Context, Result},
     faultline::Faultline,
-    harness::{Need, Test, patience},
+    harness::{Need, Test, die_with_parent, patience, program},
     inventory::Inventory,
     lab::{Family, Lab, NEAR_DEVICE, Netns},
     loss::Way,
@@ -25,6 +31,8 @@ use crate::{
 const BPF: &[Need] = &[Need::Root, Need::Btf, Need::CgroupV2];
 const CONNECT: &[Need] = &[Need::Root, Need::Btf, Need::CgroupV2, Need::CgroupConnect];
 
+const TRACED: &[Need] = &[Need::Root, Need::Btf, Need::CgroupV2, Need::CgroupSock, Need::Program("strace")];
+
 /// The tests of this file.
 pub(crate) const TESTS: &[Test] = &[
     Test::new("sever::refuse_one_cgroup", refuse).needs(CONNECT),
@@ -32,6 +40,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("sever::refuse_of_several", refuse_of_several).needs(CONNECT),
     Test::new("sever::reset_both_ends", reset).needs(BPF).timeout(60).waits(),
     Test::new("sever::reset_on_loopback", reset_on_loopback).needs(BPF),
+    Test::new("sever::reset_looks_at_no_process", looks_at_no_process).needs(TRACED).timeout(90).waits(),
     Test::new("sever::timeout_once_it_stands", timeout).needs(BPF).timeout(60).waits(),
     Test::new("sever::killed", killed).needs(CONNECT).once(),
     Test::new("sever::what_cannot_be", refused).needs(&[Need::Root, Need::Btf]),
@@ -244,6 +253,102 @@ fn reset() -> Result {
         ensure!(service.connection()?.works()?, "{what}: after");
     }
     Ok(())
+}
+
+/// While it renews its lease, whoever it is aimed at: how many processes the machine has, and files these, is no matter. What
+/// was silent is reset all the same, and the bystander is not.
+fn looks_at_no_process() -> Result {
+    for aim in ["--cgroup", "--pid", ""] {
+        let service = Service::new(Way::Out, Family::V4)?;
+        let (silent, mut bystander) = (service.connection()?, service.bystander()?);
+        let process = service.holds(&silent.client)?;
+        let pid = process.pid().to_string();
+        let path = service.cgroup.path().display().to_string();
+        let whom: &[&str] = match aim {
+            "--cgroup" => &["--cgroup", &path],
+            "--pid" => &["--pid", &pid],
+            _ => &["--port", "7000"],
+        };
+        let fault = Faultline::start_in(
+            &service.lab.near,
+            &[&["net", "reset", "--dev", NEAR_DEVICE], whom].concat(),
+        )?;
+        fault.wait_event("armed", PATIENCE)?;
+        let calls = Traced::of(fault.pid())?;
+        // Each is a renewal.
+        for _ in 0..3 {
+            fault.wait_event("progress", PATIENCE)?;
+        }
+        let calls = calls.end()?;
+        let own = fault.pid().to_string();
+        let looked = calls.lines().filter(|call| {
+            let lists = call.contains("getdents64(") && call.contains("</proc>");
+            let opened = call.split("\"/proc/").nth(1).and_then(|path| path.split(['/', '"']).next());
+            let number = opened.filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
+            lists || number.is_some_and(|number| number != own && number != pid) || opened == Some("")
+        });
+        let looked: Vec<_> = looked.take(5).collect();
+        ensure!(looked.is_empty(), "{aim}: {looked:?}");
+        // strace, in another network namespace, knows no socket's protocol.
+        let asks = ["nlmsg_type=SOCK_DIAG_BY_FAMILY", "nlmsg_type=0x14 "].iter().any(|it| calls.contains(it));
+        ensure!(asks, "{aim}: it does not ask for connections: {calls}");
+        is_reset(&silent.client, &format!("{aim}: the client"))?;
+        is_reset(&silent.server, &format!("{aim}: the server"))?;
+        ensure!(bystander.works()?, "{aim}: the bystander is dead");
+        fault.end()?;
+    }
+    Ok(())
+}
+
+/// The calls of a process's threads by which it looks at others, as strace tells them, from now on.
+struct Traced {
+    strace: Child,
+    lines: PathBuf,
+}
+
+impl Traced {
+    fn of(pid: Pid) -> Result<Self> {
+        let lines = env::temp_dir().join(format!("fl-sever-{pid}"));
+        let mut strace = Command::new(program("strace").context("no program strace")?);
+        strace.args([
+            "-f",
+            "-qq",
+            "-y",
+            "-e",
+            "trace=?open,openat,?openat2,getdents64,readlink,?readlinkat,sendto",
+        ]);
+        strace.arg("-o").arg(&lines).args(["-p", &pid.to_string()]).stderr(Stdio::null());
+        die_with_parent(&mut strace);
+        let traced = Self { strace: strace.spawn().context("strace")?, lines };
+        let deadline = Instant::now() + patience(PATIENCE);
+        let tasks = format!("/proc/{pid}/task");
+        let is_traced = |task: &Path| {
+            let status = fs::read_to_string(task.join("status")).unwrap_or_default();
+            !status.contains("TracerPid:\t0\n")
+        };
+        // All of its threads.
+        while !fs::read_dir(&tasks).context(&tasks)?.flatten().all(|task| is_traced(&task.path())) {
+            ensure!(Instant::now() < deadline, "strace does not trace it");
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(traced)
+    }
+
+    /// What they were.
+    fn end(mut self) -> Result<String> {
+        let pid = Pid::from_raw(self.strace.id().cast_signed());
+        kill(pid, Signal::SIGINT).context("kill strace")?;
+        self.strace.wait().context("wait for strace")?;
+        fs::read_to_string(&self.lines).context(self.lines.display())
+    }
+}
+
+impl Drop for Traced {
+    fn drop(&mut self) {
+        let _ = self.strace.kill();
+        let _ = self.strace.wait();
+        let _ = fs::remove_file(&self.lines);
+    }
 }
 
 fn reset_on_loopback() -> Result {

@@ -284,6 +284,19 @@ impl Programs {
         sockets.insert(socket, rules, 0).map_err(|error| Error::aya("write", map::SOCKETS, &error))
     }
 
+    /// The map of the sockets that are marked.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn sockets(&self) -> Result<OwnedFd> {
+        let Some(Map::SkStorage(map)) = self.ebpf.map(map::SOCKETS) else {
+            return Err(Error::new("look-up", map::SOCKETS, io::ErrorKind::NotFound.into()));
+        };
+        let error = |source| Error::new("fcntl(F_DUPFD_CLOEXEC)", map::SOCKETS, source);
+        map.fd().as_fd().try_clone_to_owned().map_err(error)
+    }
+
     fn program<'a, P>(&'a mut self, name: &'static str) -> Result<&'a mut P>
     where
         &'a mut P: TryFrom<&'a mut Program>,

@@ -18,6 +18,7 @@ mod process;
 mod profile;
 mod record;
 mod report;
+mod silent;
 mod skew;
 mod slow;
 mod sweep;
@@ -115,9 +116,9 @@ pub enum SessionError {
     /// The target has gone meanwhile.
     #[error(transparent)]
     Target(#[from] CgroupError),
-    /// The connections that are to be reset could not be looked up.
-    #[error("look up open connections: {0}")]
-    Flows(#[from] PreviewError),
+    /// The kernel does not list the connections that are to be reset.
+    #[error("{0}; load the module tcp_diag, or use a kernel that has it (CONFIG_INET_TCP_DIAG)")]
+    NoConnections(kernel::Error),
     /// Something of `/proc` could not be read.
     #[error("{call}: {source}")]
     Proc {
@@ -203,8 +204,8 @@ trait Run: fmt::Debug {
         Ok(())
     }
 
-    /// Sets off what would not happen by itself.
-    fn prod(&self) -> Result<(), SessionError> {
+    /// Sets off what would not happen by itself, without waiting for it.
+    fn prod(&self) -> kernel::Result<()> {
         Ok(())
     }
 

@@ -4,6 +4,7 @@ use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     path::Path,
+    sync::Arc,
     time::Duration,
 };
 
@@ -12,7 +13,7 @@ use ipnet::IpNet;
 
 use super::{
     Ending, Entry, Facts, HookRecord, RuleRecord, Run, RunReport, SessionError, journal::Journal,
-    report::report,
+    report::report, silent::Silent,
 };
 use crate::{
     fault::{Rule, Tables},
@@ -25,7 +26,6 @@ use crate::{
         detour::{Detour, Queue},
         netlink::Netlink,
         probe,
-        prod::Prod,
         programs::{self, Environment, Programs},
     },
     target::{Device, Protected, Target},
@@ -82,12 +82,12 @@ pub const NO_DEVICE: &str = "connect()";
 /// All that it has in the kernel.
 #[derive(Debug)]
 pub(super) struct NetRun {
-    plan: Plan,
+    plan: Arc<Plan>,
     tables: Tables,
     programs: Programs,
     attachments: Vec<Attachment>,
     detours: Vec<Detour>,
-    prod: Option<Prod>,
+    silent: Option<Silent>,
     /// Where the interface is to stay, if more than links is about it. Not otherwise: this keeps its network namespace.
     place: Option<(RefCell<Netlink>, Interface)>,
     /// How many addresses more names have come to stand for.
@@ -171,8 +171,14 @@ impl NetRun {
             kernel::sockets::each(process, |socket| programs.mark(socket, rules))?;
         }
         let detours: Vec<_> = detours.into_iter().map(|(_, detour)| detour).collect();
-        let prod = plan.rules.iter().any(Rule::resets).then(Prod::open).transpose()?;
-        let mut run = Self { plan, tables, programs, attachments, detours, prod, place: None, learnt: 0 };
+        let silent = if plan.rules.iter().any(Rule::resets) {
+            let sockets = (!tables.processes.is_empty()).then(|| programs.sockets()).transpose()?;
+            Some(Silent::begin(sockets)?)
+        } else {
+            None
+        };
+        let plan = Arc::new(plan);
+        let mut run = Self { plan, tables, programs, attachments, detours, silent, place: None, learnt: 0 };
         if ifindex != 0 && !(journal.changes().is_empty() && run.holds_itself()) {
             let mut netlink = Netlink::open()?;
             let interface = Interface::find(&mut netlink, ifindex)?;
@@ -201,7 +207,7 @@ impl Run for NetRun {
     }
 
     fn holds_itself(&self) -> bool {
-        self.detours.is_empty() && self.prod.is_none()
+        self.detours.is_empty() && self.silent.is_none()
     }
 
     fn expire(&mut self, tick: u64) -> kernel::Result<()> {
@@ -251,6 +257,7 @@ impl Run for NetRun {
         if *learnt + addresses.len() > programs::NAMES_ROOM as usize {
             return Ok(());
         }
+        let plan = Arc::make_mut(plan);
         let new = plan.rules.iter_mut().map(|rule| rule.learn(name, addresses)).max().unwrap_or(0);
         if new == 0 {
             return Ok(());
@@ -274,12 +281,8 @@ impl Run for NetRun {
     }
 
     /// Has connections that are silent say something, so that they can be reset.
-    fn prod(&self) -> Result<(), SessionError> {
-        let Self { plan, prod: Some(prod), .. } = self else { return Ok(()) };
-        for flow in plan.open_to_reset()? {
-            prod.provoke(flow.local, flow.remote)?;
-        }
-        Ok(())
+    fn prod(&self) -> kernel::Result<()> {
+        self.silent.as_ref().map_or(Ok(()), |silent| silent.turn(&self.plan))
     }
 
     fn counters(&self) -> kernel::Result<Counters> {
@@ -293,6 +296,7 @@ impl Run for NetRun {
     /// What waits still comes, by the way back and past the programs, which are disarmed.
     fn detach(&mut self) -> u64 {
         let queues: kernel::Result<Vec<_>> = self.detours.iter().map(|detour| detour.drain(DRAIN)).collect();
+        self.silent = None;
         self.attachments.clear();
         self.detours.clear();
         // Of an interface that is gone the detours are as well, if its network namespace is.

@@ -1,8 +1,12 @@
 //! What a run would do, without doing any of it.
 
-use std::{collections::BTreeSet, fmt, io};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt, io,
+    net::SocketAddr,
+};
 
-use chaos_ebpf::abi::Direction;
+use chaos_ebpf::{abi::Direction, packet::protocol};
 
 use super::Plan;
 use crate::{
@@ -10,6 +14,7 @@ use crate::{
     kernel::{
         self, ethtool,
         mechanism::{Fault, Mechanism, common, ways},
+        netlink::Connection,
         probe::{Outlook, State},
     },
     target::{self, Flow, Named, Target},
@@ -134,28 +139,28 @@ impl Plan {
         })
     }
 
-    /// The TCP connections now open that a rule resets.
-    ///
-    /// # Errors
-    ///
-    /// [`PreviewError`].
-    pub(super) fn open_to_reset(&self) -> Result<Vec<Flow>, PreviewError> {
-        let is_reset = |flow: &Flow| {
-            let resets = |number: &usize| self.rules[*number].resets();
-            let hit = self.hits(flow.clone()).filter(|hit| !hit.spared);
-            hit.is_some_and(|hit| hit.rules.iter().any(resets))
+    /// Whether a rule resets this connection: one that takes it, and is aimed at its owner. `cgroups` has the rules that are
+    /// aimed at sockets of a cgroup.
+    pub(super) fn resets(&self, connection: &Connection, cgroups: &BTreeMap<u64, u64>) -> bool {
+        let Connection { local, remote, cgroup, rules } = *connection;
+        let aimed = rules | cgroups.get(&cgroup).copied().unwrap_or(0);
+        let resets = |number: &usize| {
+            let rule = &self.rules[*number];
+            rule.resets() && (rule.matches.is_of_everybody() || aimed >> number & 1 == 1)
         };
-        // Of each rule those it is aimed at, and not those of others of the run. One that is being made is not to be
-        // disturbed: it is reset as soon as it stands.
-        let aimed: Vec<Target> = self.named_by(Rule::resets).cloned().collect();
-        let everybody = self.rules.iter().any(|rule| rule.resets() && rule.matches.is_of_everybody());
-        let found = flows(if everybody { &[] } else { &aimed })?;
-        Ok(found.into_iter().filter(|flow| flow.stands && is_reset(flow)).collect())
+        let hit = self.hit(protocol::TCP, local, remote).filter(|(_, spared)| !spared);
+        hit.is_some_and(|(rules, _)| rules.iter().any(resets))
     }
 
     /// The connection with the rules that match it, if any does.
     fn hits(&self, flow: Flow) -> Option<PreviewFlow> {
         let Flow { protocol, local, remote, .. } = flow;
+        let (rules, spared) = self.hit(protocol, local, remote)?;
+        Some(PreviewFlow { flow, rules, spared })
+    }
+
+    /// The numbers of the rules that match a connection, if any does, and whether others keep all of these from it.
+    fn hit(&self, protocol: u8, local: SocketAddr, remote: SocketAddr) -> Option<(Vec<usize>, bool)> {
         let has_link = |rule: &Rule| {
             let profile = rule.impairments.profile.as_ref();
             profile.is_none_or(|profile| remote.ip().is_unspecified() || profile.covers(remote.ip()))
@@ -172,7 +177,7 @@ impl Plan {
         let is_spared = |number: &usize| sparing.iter().any(|(_, rule)| rule.spares.contains(number));
         let protected = self.protected.covers(protocol, local, remote);
         let spared = protected || rules.iter().all(is_spared);
-        (!rules.is_empty()).then_some(PreviewFlow { flow, rules, spared })
+        (!rules.is_empty()).then_some((rules, spared))
     }
 
     fn would_attach(&self) -> Vec<PreviewHook> {
@@ -283,7 +288,7 @@ impl fmt::Display for Preview {
         writeln!(f, "  open connections and sockets that match: {}", flows.len())?;
         for PreviewFlow { flow, rules, spared } in flows.iter().take(SHOWN) {
             let Flow { protocol, local, remote, process, stands: _ } = flow;
-            let protocol = if *protocol == chaos_ebpf::packet::protocol::TCP { "tcp" } else { "udp" };
+            let protocol = if *protocol == protocol::TCP { "tcp" } else { "udp" };
             let process =
                 process.as_ref().map_or_else(String::new, |it| format!("  {} ({})", it.name, it.pid));
             let rules = rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");

@@ -170,6 +170,13 @@ impl Cgroup {
         Ok(processes)
     }
 
+    /// The kernel's numbers of it and of those below it.
+    pub fn numbers(&self) -> impl Iterator<Item = u64> {
+        // What goes meanwhile has no number any more.
+        let below = below(&self.path).into_iter().filter_map(|path| Some(fs::metadata(path).ok()?.ino()));
+        std::iter::once(self.id).chain(below)
+    }
+
     /// Whether it is still there.
     #[must_use]
     pub fn exists(&self) -> bool {

@@ -44,6 +44,7 @@ const NETWORK_MODULES: &[&str] = &[
     "ifb",
     "dummy",
     "tun",
+    "tcp_diag",
     "8021q",
 ];
 

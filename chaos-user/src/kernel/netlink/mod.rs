@@ -1,8 +1,9 @@
-//! A small synchronous rtnetlink client: one request, its answers, its acknowledgement.
+//! A small synchronous netlink client: one request, its answers, its acknowledgement.
 //!
 //! Requests are built from `netlink-packet-route`'s types. Answers are read attribute by attribute, and only the
 //! attributes asked for: a newer kernel's unknown attribute in a message of forty must not fail a look-up by name.
 
+mod diag;
 mod link;
 mod tc;
 #[cfg(test)]
@@ -12,13 +13,15 @@ use std::{io, os::fd::BorrowedFd, thread};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE,
-    NLMSG_ERROR, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload, NlasIterator,
+    NLMSG_ERROR, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+    NlasIterator,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::sched::{CloneFlags, setns};
 
 pub use self::{
+    diag::{Connection, Connections},
     link::{Link, Quiet, Veth},
     tc::{BpfFilter, Direction, Filter, Qdisc, ROOT},
 };
@@ -50,8 +53,12 @@ impl Netlink {
     ///
     /// The kernel's.
     pub fn open() -> Result<Self> {
-        let error = |source| Error::new("socket(AF_NETLINK)", "NETLINK_ROUTE", source);
-        let mut socket = Socket::new(NETLINK_ROUTE).map_err(error)?;
+        Self::open_protocol(NETLINK_ROUTE, "NETLINK_ROUTE")
+    }
+
+    fn open_protocol(protocol: isize, name: &'static str) -> Result<Self> {
+        let error = |source| Error::new("socket(AF_NETLINK)", name, source);
+        let mut socket = Socket::new(protocol).map_err(error)?;
         socket.bind_auto().map_err(error)?;
         // Only the kernel (port 0) may answer.
         socket.connect(&SocketAddr::new(0, 0)).map_err(error)?;
@@ -89,9 +96,9 @@ impl Netlink {
     }
 
     /// Asks for a listing, again if it changed while it was read.
-    fn dump(
+    fn dump<M: NetlinkSerializable + Clone>(
         &mut self,
-        message: &RouteNetlinkMessage,
+        message: &M,
         call: &'static str,
         object: &str,
     ) -> Result<Vec<Answer>> {
@@ -106,9 +113,9 @@ impl Netlink {
         Err(Error::new(call, object, source))
     }
 
-    fn send(
+    fn send<M: NetlinkSerializable>(
         &mut self,
-        message: RouteNetlinkMessage,
+        message: M,
         flags: u16,
         call: &'static str,
         object: &str,
@@ -117,7 +124,7 @@ impl Netlink {
         let mut header = NetlinkHeader::default();
         header.flags = flags;
         header.sequence_number = self.sequence;
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
         message.finalize();
         let mut bytes = vec![0; message.buffer_len()];
         message.serialize(&mut bytes);
