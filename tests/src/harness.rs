@@ -32,6 +32,15 @@ pub(crate) use self::{
 use self::{need::Machine, standstill::Watch};
 use crate::error::Result;
 
+/// Has what is started from here on heed the signals by which it is ended, whatever this process was started to ignore: a shell
+/// has what it puts into the background ignore `^C`, and Faultline goes on ignoring that.
+pub fn heed_signals() {
+    for signal in [libc::SIGINT, libc::SIGQUIT, libc::SIGHUP] {
+        // SAFETY: the default does not run any code of ours.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
 static EMULATED: AtomicBool = AtomicBool::new(false);
 static GATE: AtomicBool = AtomicBool::new(false);
 

@@ -11,7 +11,9 @@ use std::{
 use clap::Parser;
 use faultline_tests::{
     calls, faultline, find,
-    harness::{Cell, Cells, Hand, Outcome, Report, Runner, Test, Word, run_one, set_emulated, set_gate},
+    harness::{
+        Cell, Cells, Hand, Outcome, Report, Runner, Test, Word, heed_signals, run_one, set_emulated, set_gate,
+    },
     tests,
 };
 
@@ -58,6 +60,7 @@ struct Cli {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    heed_signals();
     if cli.obey {
         return calls::serve().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
     }

@@ -1,7 +1,7 @@
 //! Measures how near each fault is to what was asked, beside netem; one JSON object a quantity.
 
 use clap::Parser;
-use faultline_tests::{error::Result, fidelity};
+use faultline_tests::{error::Result, fidelity, harness::heed_signals};
 
 /// Measure how near faults are to what was asked.
 #[derive(Debug, Parser)]
@@ -12,5 +12,6 @@ struct Cli {
 }
 
 fn main() -> Result {
+    heed_signals();
     fidelity::run(&Cli::parse().filter)
 }

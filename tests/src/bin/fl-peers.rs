@@ -14,6 +14,7 @@ use faultline_tests::{
     ensure,
     error::{Context, Result},
     faultline::Faultline,
+    harness::heed_signals,
     lab::{Lab, NEAR_DEVICE, Netns},
     traffic::monotonic_ns,
 };
@@ -48,6 +49,7 @@ const BOTH: [To; 2] = [To::One, To::All];
 type Rates = [Vec<Vec<f64>>; 2];
 
 fn main() -> Result {
+    heed_signals();
     println!("{ROUNDS} rounds of {TIME:?} each; packets of 64 bytes, as many as one thread can send");
     let profiles = OURS.into_iter().map(Ours::new).collect::<Result<Vec<_>>>()?;
     let netems = NETEM.into_iter().map(netem).collect::<Result<Vec<_>>>()?;

@@ -17,6 +17,7 @@ use faultline_tests::{
     ensure,
     error::{Context, Result},
     faultline::Faultline,
+    harness::heed_signals,
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -83,6 +84,7 @@ struct Place {
 }
 
 fn main() -> ExitCode {
+    heed_signals();
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

@@ -15,6 +15,7 @@ use clap::{Parser, ValueEnum};
 use faultline_tests::{
     error::{Context, Result},
     faultline::Event,
+    harness::heed_signals,
     inventory::Inventory,
     lab::{Family, Lab, Route},
 };
@@ -37,6 +38,7 @@ enum Fault {
 }
 
 fn main() -> ExitCode {
+    heed_signals();
     match run(Cli::parse().fault) {
         Ok(code) => code,
         Err(error) => {

@@ -18,6 +18,7 @@ use faultline_tests::{
     ensure,
     error::{Context, Result},
     faultline::Faultline,
+    harness::heed_signals,
 };
 
 use self::caller::{Call, Caller};
@@ -62,6 +63,7 @@ struct Place {
 type Table = [[Vec<f64>; CASES.len()]; Call::ALL.len()];
 
 fn main() -> ExitCode {
+    heed_signals();
     let done = match env::args().nth(1).as_deref() {
         Some("call") => caller::obey(),
         Some("rewritten") => Place::new().and_then(|place| rewritten::run(&place)),
