@@ -1,6 +1,6 @@
 //! A fault in system calls, as it was written.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{fmt, path::Path, str::FromStr, time::Duration};
 
 use chaos_ebpf::{
     abi::Window,
@@ -9,7 +9,7 @@ use chaos_ebpf::{
 use nix::errno::Errno;
 use syscalls::Sysno;
 
-use super::{Delay, Impairments, Invalid, Op, Owner, Percent, op::unknown};
+use super::{Delay, Impairments, Invalid, Op, Owner, Percent, file::read_file, op::unknown};
 use crate::kernel::mechanism::Mechanism;
 
 /// A kind of fault: the first word.
@@ -269,7 +269,9 @@ impl FromStr for UserSpec {
 
 /// The number of a user. The C library is not asked: of a program that is linked by itself it asks for more than there is.
 fn user_of(file: &str, name: &str) -> Option<u32> {
-    let text = std::fs::read_to_string(file).ok()?;
+    /// Of a host with a hundred thousand users.
+    const LARGEST: u64 = 16 << 20;
+    let text = read_file(Path::new(file), LARGEST).ok()?;
     let mut lines = text.lines().map(|line| line.split(':'));
     lines.find_map(|mut words| (words.next() == Some(name)).then(|| words.nth(1)?.parse().ok())?)
 }

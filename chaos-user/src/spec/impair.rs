@@ -2,8 +2,6 @@
 
 use std::{
     fmt,
-    fs::File,
-    io::Read,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -14,8 +12,8 @@ use chaos_ebpf::abi::MAX_BITS;
 use nix::errno::Errno;
 
 use super::{
-    Answer, Cut, Invalid, Percent, Profile, call::parse_errno, cut::CUTS, parse_count, ramp::Ramp,
-    ramp::Ramped, units,
+    Answer, Cut, Invalid, Percent, Profile, call::parse_errno, cut::CUTS, file::read_file, parse_count,
+    ramp::Ramp, ramp::Ramped, units,
 };
 
 /// Longest delay, jitter included: fq's clock is asked for little more.
@@ -510,13 +508,7 @@ const LONGEST_FILE: u64 = 1 << 20;
 
 /// Reads a distribution as netem has them: numbers between -32768 and 32767, and comments after `#`.
 fn read_table(path: &Path) -> Result<Vec<i16>, Invalid> {
-    let error = |source: std::io::Error| Invalid::new(format!("cannot be read: {source}"));
-    let mut text = String::new();
-    let file = File::open(path).map_err(error)?;
-    if !file.metadata().is_ok_and(|file| file.is_file()) {
-        return Err(Invalid::new("not a file"));
-    }
-    file.take(LONGEST_FILE + 1).read_to_string(&mut text).map_err(error)?;
+    let text = read_file(path, LONGEST_FILE).map_err(|error| Invalid::new(error.to_string()))?;
     let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default());
     let mut entries = Vec::new();
     for number in lines.flat_map(str::split_whitespace) {
@@ -527,8 +519,8 @@ fn read_table(path: &Path) -> Result<Vec<i16>, Invalid> {
             ))
         })?;
         entries.push(entry);
-        if entries.len() > MOST_ENTRIES || text.len() as u64 > LONGEST_FILE {
-            return Err(Invalid::new(format!("it has more than {MOST_ENTRIES} numbers, or a megabyte")));
+        if entries.len() > MOST_ENTRIES {
+            return Err(Invalid::new(format!("it has more than {MOST_ENTRIES} numbers")));
         }
     }
     if entries.is_empty() { Err(Invalid::new("there are no numbers in it")) } else { Ok(entries) }

@@ -3,6 +3,7 @@
 
 mod call;
 mod cut;
+mod file;
 mod impair;
 mod net;
 mod op;
@@ -22,6 +23,7 @@ pub use call::{
     SpoilKind, UserSpec, parse_argument, parse_calls, parse_errno,
 };
 pub use cut::Cut;
+pub use file::{FileError, open_file, read_file};
 pub use impair::{Chance, Corrupt, Delay, Distribution, Impairments, Loss, Rate, Reorder};
 pub use net::{FaultSpec, NetSpec, Sides};
 pub use op::Op;

@@ -1,14 +1,14 @@
 //! Profiles: what the link to each peer is like. A line is a peer's address, or `default` for all others, and netem's
 //! words; `down` and `up` begin those of what is received and of what is sent.
 
-use std::{collections::HashMap, fs::File, io::Read, net::IpAddr, path::Path, time::Duration};
+use std::{collections::HashMap, net::IpAddr, path::Path, time::Duration};
 
 use chaos_ebpf::{abi::Direction, figures::MOST_PEERS};
 
-use super::{Chance, Delay, Distribution, Impairments, Invalid, Loss, Percent, Rate};
+use super::{Chance, Delay, Distribution, Impairments, Invalid, Loss, Percent, Rate, file::read_file};
 
 /// Larger than any file of so many peers.
-const LARGEST: u64 = 64 << 20;
+const LARGEST: u64 = 16 << 20;
 
 /// The profiles that come with Faultline, and where their figures are from.
 pub const BUILT_IN: [(&str, &str); 6] = [
@@ -57,7 +57,7 @@ impl Profile {
         if let Some((_, text)) = BUILT_IN.iter().find(|(built_in, _)| *built_in == name) {
             return Self::parse(name, text);
         }
-        let text = read(Path::new(name)).map_err(|error| {
+        let text = read_file(Path::new(name), LARGEST).map_err(|error| {
             let names: Vec<_> = BUILT_IN.iter().map(|(name, _)| *name).collect();
             let hint = if name.contains(['/', '.']) {
                 String::new()
@@ -117,21 +117,6 @@ impl Profile {
         let links = self.peers.iter().map(|(_, link)| link).chain(&self.others);
         links.map(move |link| &link[direction as usize])
     }
-}
-
-fn read(path: &Path) -> Result<String, Invalid> {
-    let error = |source: std::io::Error| Invalid::new(format!("cannot be read: {source}"));
-    let file = File::open(path).map_err(error)?;
-    // Not a pipe, say, which might never end.
-    if !file.metadata().is_ok_and(|file| file.is_file()) {
-        return Err(Invalid::new("not a file"));
-    }
-    let mut text = String::new();
-    file.take(LARGEST + 1).read_to_string(&mut text).map_err(error)?;
-    if text.len() as u64 > LARGEST {
-        return Err(Invalid::new(format!("it has more than {} megabytes", LARGEST >> 20)));
-    }
-    Ok(text)
 }
 
 /// Whose line it is; nobody's is everybody else's.

@@ -1,7 +1,6 @@
 //! Network namespaces.
 
 use std::{
-    convert::Infallible,
     fmt,
     fs::File,
     io,
@@ -11,6 +10,8 @@ use std::{
 };
 
 use nix::sched::{CloneFlags, setns};
+
+use crate::spec::{FileError, Invalid, open_file, parse_pid};
 
 /// The calling thread's.
 pub(super) const OWN: &str = "/proc/thread-self/ns/net";
@@ -37,11 +38,14 @@ pub struct NetnsError {
 }
 
 impl FromStr for Netns {
-    type Err = Infallible;
+    type Err = Invalid;
 
-    fn from_str(text: &str) -> Result<Self, Infallible> {
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        if text.is_empty() {
+            return Err(Invalid::new("write a name that `ip netns` lists, the path of one, or pid:N"));
+        }
         let path = match text.strip_prefix("pid:") {
-            Some(pid) => Path::new("/proc").join(pid).join("ns/net"),
+            Some(pid) => return Ok(Self::of_process(parse_pid(pid)?)),
             // Joining an absolute path leaves it as it is.
             None if text.contains('/') => PathBuf::from(text),
             None => Path::new("/run/netns").join(text),
@@ -60,8 +64,7 @@ impl Netns {
     /// That of a process.
     #[must_use]
     pub fn of_process(process: u32) -> Self {
-        let Ok(netns) = format!("pid:{process}").parse();
-        netns
+        Self { text: format!("pid:{process}"), path: format!("/proc/{process}/ns/net").into() }
     }
 
     /// Its inode number, which is how the kernel tells namespaces apart.
@@ -70,9 +73,8 @@ impl Netns {
     ///
     /// [`NetnsError`] if there is no such namespace.
     pub fn inode(&self) -> Result<u64, NetnsError> {
-        let error =
-            |source| NetnsError { name: self.text.clone(), path: self.path.clone(), call: "stat", source };
-        Ok(std::fs::metadata(&self.path).map_err(error)?.ino())
+        let stat = std::fs::metadata(&self.path);
+        Ok(stat.map_err(|source| self.error("stat", &self.path, source))?.ino())
     }
 
     /// Moves the calling thread into it.
@@ -81,15 +83,21 @@ impl Netns {
     ///
     /// [`NetnsError`] if there is no such namespace or the caller may not enter it.
     pub fn enter(&self) -> Result<Home, NetnsError> {
-        let error = |call, path: &Path, source| {
-            let (name, path) = (self.text.clone(), path.into());
-            NetnsError { name, path, call, source }
+        // To the kernel a namespace is a regular file.
+        let open = |path| {
+            open_file(path).map_err(|error| match error {
+                FileError::Io(source) => self.error("open", path, source),
+                other => self.error("open", path, io::Error::other(other)),
+            })
         };
-        let open = |path| File::open(path).map_err(|source| error("open", path, source));
         let (home, namespace) = (open(Path::new(OWN))?, open(&self.path)?);
         let entered = setns(namespace, CloneFlags::CLONE_NEWNET);
-        entered.map_err(|errno| error("setns(CLONE_NEWNET)", &self.path, errno.into()))?;
+        entered.map_err(|errno| self.error("setns(CLONE_NEWNET)", &self.path, errno.into()))?;
         Ok(Home(home))
+    }
+
+    fn error(&self, call: &'static str, path: &Path, source: io::Error) -> NetnsError {
+        NetnsError { name: self.text.clone(), path: path.into(), call, source }
     }
 }
 
@@ -123,11 +131,12 @@ mod tests {
 
     #[test]
     fn names() {
-        let path = |text: &str| match text.parse::<Netns>() {
-            Ok(netns) => netns.path,
-        };
+        let path = |text: &str| text.parse::<Netns>().expect("a namespace").path;
         assert_eq!(path("blue"), Path::new("/run/netns/blue"));
         assert_eq!(path("/proc/7/fd/3"), Path::new("/proc/7/fd/3"));
         assert_eq!(path("pid:42"), Path::new("/proc/42/ns/net"));
+        for text in ["", "pid:", "pid:x", "pid:0", "pid:-1"] {
+            assert!(text.parse::<Netns>().is_err(), "{text}");
+        }
     }
 }

@@ -1,9 +1,9 @@
 //! The addresses of peers.
 
 use std::{
-    fs, io,
+    io,
     net::{IpAddr, ToSocketAddrs},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use ipnet::IpNet;
@@ -12,8 +12,11 @@ use super::{CgroupError, Netns, NetnsError, Target};
 use crate::{
     fault::net::Addresses,
     kernel::{self, netlink::Netlink},
-    spec::Peer,
+    spec::{FileError, Peer, read_file},
 };
+
+/// A file of a million addresses has room in this.
+const LARGEST: u64 = 16 << 20;
 
 /// A peer without addresses.
 #[derive(Debug, thiserror::Error)]
@@ -31,8 +34,8 @@ pub enum PeerError {
     File {
         /// Which.
         path: PathBuf,
-        /// The kernel's answer.
-        source: io::Error,
+        /// Why not.
+        source: FileError,
     },
     /// A line of it that means nothing.
     #[error("{}:{line}: {said}", path.display())]
@@ -43,6 +46,16 @@ pub enum PeerError {
         line: usize,
         /// What is wrong with it.
         said: String,
+    },
+    /// A peer in it without addresses.
+    #[error("{}:{line}: {error}", path.display())]
+    Listed {
+        /// Which file.
+        path: PathBuf,
+        /// Which line, from 1.
+        line: usize,
+        /// Why it has none.
+        error: Box<Self>,
     },
     /// No address at all.
     #[error("{peer} has no address")]
@@ -69,6 +82,23 @@ pub enum PeerError {
     Kernel(#[from] kernel::Error),
 }
 
+impl PeerError {
+    /// Whether what was typed, or stands in a file that was named, means nothing on any machine.
+    #[must_use]
+    pub fn is_of_words(&self) -> bool {
+        match self {
+            Self::File { .. } | Self::Line { .. } => true,
+            Self::Listed { error, .. } => error.is_of_words(),
+            Self::Name { .. }
+            | Self::Nowhere { .. }
+            | Self::Here { .. }
+            | Self::Processes(_)
+            | Self::Netns(_)
+            | Self::Kernel(_) => false,
+        }
+    }
+}
+
 /// All addresses and networks of a peer, at least one. `here` is the network namespace of the fault, by its inode.
 ///
 /// # Errors
@@ -79,26 +109,7 @@ pub fn addresses(peer: &Peer, here: u64) -> Result<Addresses, PeerError> {
     let found = match peer {
         Peer::Network(network) => only(vec![*network]),
         Peer::Name(name) => Addresses { networks: resolve(name)?, names: vec![name.clone()] },
-        Peer::File(path) => {
-            let text =
-                fs::read_to_string(path).map_err(|source| PeerError::File { path: path.clone(), source })?;
-            let mut all = Addresses::default();
-            for (number, line) in (1..).zip(text.lines()) {
-                let word = line.split('#').next().unwrap_or_default().trim();
-                if word.is_empty() {
-                    continue;
-                }
-                let wrong = |said: String| PeerError::Line { path: path.clone(), line: number, said };
-                match word.parse().map_err(|error| wrong(format!("'{}': {error}", word.escape_debug())))? {
-                    Peer::File(_) => return Err(wrong("a file cannot name another".into())),
-                    listed => {
-                        let found = addresses(&listed, here).map_err(|error| wrong(error.to_string()))?;
-                        all.extend([found]);
-                    }
-                }
-            }
-            all
-        }
+        Peer::File(path) => listed(path, here)?,
         Peer::Processes(owner) => {
             let netns = Netns::of_process(Target::find(owner)?.network(owner)?);
             if netns.inode()? == here {
@@ -108,6 +119,27 @@ pub fn addresses(peer: &Peer, here: u64) -> Result<Addresses, PeerError> {
         }
     };
     if found.networks.is_empty() { Err(PeerError::Nowhere { peer: peer.clone() }) } else { Ok(found) }
+}
+
+/// Those of all peers in a file.
+fn listed(path: &Path, here: u64) -> Result<Addresses, PeerError> {
+    let text = read_file(path, LARGEST).map_err(|source| PeerError::File { path: path.into(), source })?;
+    let mut all = Addresses::default();
+    for (line, text) in (1..).zip(text.lines()) {
+        let word = text.split('#').next().unwrap_or_default().trim();
+        if word.is_empty() {
+            continue;
+        }
+        let wrong = |said: String| PeerError::Line { path: path.into(), line, said };
+        match word.parse().map_err(|error| wrong(format!("'{}': {error}", word.escape_debug())))? {
+            Peer::File(_) => return Err(wrong("a file cannot name another".into())),
+            peer => {
+                let nowhere = |error| PeerError::Listed { path: path.into(), line, error: Box::new(error) };
+                all.extend([addresses(&peer, here).map_err(nowhere)?]);
+            }
+        }
+    }
+    Ok(all)
 }
 
 /// A and AAAA records, as this host's resolver knows them.

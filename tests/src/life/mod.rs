@@ -9,6 +9,7 @@ mod input;
 pub(crate) mod journal;
 pub(crate) mod killed;
 mod lease;
+mod lookups;
 mod output;
 mod owners;
 pub(crate) mod scene;
@@ -28,6 +29,7 @@ pub(crate) const TESTS: &[&[Test]] = &[
     journal::TESTS,
     killed::TESTS,
     lease::TESTS,
+    lookups::TESTS,
     output::TESTS,
     owners::TESTS,
     sweep::TESTS,
