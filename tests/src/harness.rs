@@ -25,7 +25,7 @@ pub use self::{
     need::Need,
 };
 pub(crate) use self::{
-    child::{die_with_parent, pidfd},
+    child::{die_with_parent, pidfd, wait_for_exit},
     need::program,
     place::{RECORDS, own_run, programs_folder},
 };

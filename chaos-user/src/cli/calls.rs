@@ -4,14 +4,17 @@ use super::{
     CliError, Code,
     call_args::Typed,
     net::{draw_seed, inject, require_root},
-    owners, report,
+    out::say,
+    owners,
+    report::{self, Reporter},
 };
 use crate::{
     fault::{
         CallRule, CallTables, CgroupId, Wanted,
         call::{SHORT_WAIT, check_wait},
     },
-    session::{CallPlan, Prepared, Signals},
+    kernel::signals::Waiting,
+    session::{CallPlan, Prepared},
     spec::{CallFault, CallMatch, NameSpec, UserSpec},
     target::{Cgroup, CgroupError, Places, Target, device_number},
 };
@@ -31,7 +34,7 @@ pub(super) fn run(typed: Typed) -> Result<Code, CliError> {
         }
     }
     require_root()?;
-    let signals = Signals::take()?;
+    let waiting = Waiting::take()?;
     if !run.plan {
         owners::sweep_before()?;
     }
@@ -55,11 +58,13 @@ pub(super) fn run(typed: Typed) -> Result<Code, CliError> {
     let longest = CallTables::longest_wait(&plan.rules);
     if longest > SHORT_WAIT {
         let wait = humantime::format_duration(std::time::Duration::from_nanos(longest));
-        eprintln!(
-            "faultline: a call that is hit keeps its CPU for up to {wait}; nothing else runs there meanwhile"
-        );
+        say(format_args!(
+            "a call that is hit keeps its CPU for up to {wait}; nothing else runs there meanwhile"
+        ));
     }
-    inject(Prepared::of_calls(plan)?, &signals, None, run.json)
+    let reporter = Reporter::new(run.json, None)?;
+    let signals = waiting.hold()?;
+    Ok(inject(Prepared::of_calls(plan)?, &signals, None, reporter)?.0)
 }
 
 /// Whose calls and which files are meant, and which files are the injector's own.

@@ -1,11 +1,14 @@
 //! A program that is started by a command of ours, and held until it may begin.
 
 use std::{
-    ffi::{CString, OsString},
+    ffi::{CString, NulError, OsString},
     fs::File,
     io::{self, Read, Write},
     mem,
-    os::{fd::OwnedFd, unix::ffi::OsStringExt},
+    os::{
+        fd::{AsFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStringExt,
+    },
 };
 
 use nix::{
@@ -15,6 +18,12 @@ use nix::{
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
     unistd::{ForkResult, Pid, execvp, fork, pipe2},
+};
+
+use super::out::say;
+use crate::kernel::{
+    self,
+    signals::{News, Signals},
 };
 
 /// The exit code of `env`, `timeout` and the shells for a program that is not there, and for one that cannot be executed.
@@ -31,15 +40,19 @@ pub(super) struct Held {
 
 impl Held {
     /// Makes the process. The caller must have one thread alone.
-    pub(super) fn begin(words: &[OsString]) -> io::Result<Self> {
+    pub(super) fn begin(words: &[OsString]) -> kernel::Result<Self> {
+        let named = words.first().map_or_else(String::new, |word| word.to_string_lossy().into_owned());
+        let error = |call, source| kernel::Error::new(call, format!("the command {named}"), source);
+        let words = words.iter().map(|word| CString::new(word.clone().into_vec()));
         let words: Vec<_> =
-            words.iter().map(|word| CString::new(word.clone().into_vec())).collect::<Result<_, _>>()?;
+            words.collect::<Result<_, _>>().map_err(|nul: NulError| error("execve", nul.into()))?;
         // Whoever ignores it is told by nobody that a child has ended, and so may have been who started us.
         // SAFETY: the default does not run any code of ours.
         unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
-        let (read, write) = pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+        let (read, write) =
+            pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|errno| error("pipe", errno.into()))?;
         // SAFETY: there is no other thread that could hold a lock for ever in the child.
-        match unsafe { fork() }? {
+        match unsafe { fork() }.map_err(|errno| error("fork", errno.into()))? {
             ForkResult::Parent { child } => {
                 Ok(Self { pid: child, go: Some(File::from(write)), is_told: false })
             }
@@ -54,9 +67,9 @@ impl Held {
         self.pid.as_raw().cast_unsigned()
     }
 
-    /// Lets it begin.
-    pub(super) fn go(&mut self) -> io::Result<()> {
-        self.go.take().map_or(Ok(()), |mut go| go.write_all(b"!"))
+    /// Lets it begin. That it has ended already is seen where it is waited for.
+    pub(super) fn go(&mut self) {
+        let _ = self.go.take().map(|mut go| go.write_all(b"!"));
     }
 
     /// Tells it what we were told, once.
@@ -72,20 +85,37 @@ impl Held {
         self.go.is_none()
     }
 
-    /// Its exit code, once it has ended; 128 and the signal's number if that was what ended it.
-    pub(super) fn wait(mut self) -> io::Result<u8> {
+    /// Its exit code, once it has ended; 128 and the signal's number if that was what ended it. It is told what we are told
+    /// meanwhile, unless the terminal tells both.
+    pub(super) fn wait(mut self, signals: &Signals) -> kernel::Result<u8> {
+        let error = |call| move |errno: Errno| kernel::Error::new(call, "the command", errno.into());
         // One that was never told to begin ends here.
         self.go = None;
+        let pidfd = pidfd(self.pid).map_err(error("pidfd_open"))?;
+        loop {
+            match signals.wait_for(pidfd.as_fd())? {
+                Some(News::Gone) => break,
+                Some(News::Signal(signal, false)) => drop(kill(self.pid, signal)),
+                Some(News::Signal(_, true)) | None => {}
+            }
+        }
         loop {
             // Another thread may have traced it a moment ago.
             match waitpid(self.pid, Some(WaitPidFlag::__WALL)) {
                 Ok(WaitStatus::Exited(_, code)) => return Ok(code as u8),
                 Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(128 + signal as i32 as u8),
                 Ok(_) | Err(Errno::EINTR) => {}
-                Err(errno) => return Err(errno.into()),
+                Err(errno) => return Err(error("waitpid")(errno)),
             }
         }
     }
+}
+
+fn pidfd(pid: Pid) -> Result<OwnedFd, Errno> {
+    // SAFETY: two integers.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })?;
+    // SAFETY: a new one, which nobody else has.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 fn become_program(go: OwnedFd, words: &[CString]) -> ! {
@@ -98,7 +128,7 @@ fn become_program(go: OwnedFd, words: &[CString]) -> ! {
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
         let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
         let Err(errno) = execvp(program, words);
-        eprintln!("faultline: {}: {}", program.to_string_lossy(), io::Error::from(errno));
+        say(format_args!("{}: {}", program.to_string_lossy(), io::Error::from(errno)));
         code = if errno == Errno::ENOENT { NOT_FOUND } else { NOT_EXECUTED };
     }
     // SAFETY: ends the process at once, without what its parent would have done at its end.

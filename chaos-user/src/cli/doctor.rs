@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use chaos_ebpf::abi::Direction;
 
-use super::{CliError, Code, owners};
+use super::{CliError, Code, OutputError, owners};
 use crate::kernel::probe::{self, FaultSupport, Finding, Report, State};
 
 /// Width of the longest mechanism's name.
@@ -18,12 +18,12 @@ pub(super) fn run(json: bool) -> Result<Code, CliError> {
     let swept = if nix::unistd::geteuid().is_root() { owners::sweep_first()? } else { Code::Success };
     let report = probe::run();
     let mut out = io::stdout().lock();
-    if json {
-        serde_json::to_writer(&mut out, &report).map_err(io::Error::from)?;
-        writeln!(out)?;
+    let printed = if json {
+        serde_json::to_writer(&mut out, &report).map_err(io::Error::from).and_then(|()| writeln!(out))
     } else {
-        print_text(&report, &mut out)?;
-    }
+        print_text(&report, &mut out)
+    };
+    printed.map_err(OutputError)?;
     Ok(if report.ready { swept } else { Code::NotStarted })
 }
 

@@ -3,9 +3,13 @@
 use clap::error::ErrorKind;
 use ipnet::IpNet;
 
-use super::Code;
+use super::{
+    Code,
+    out::{OutputError, say},
+};
 use crate::{
     fault::{CallError, TooMany, net::TooManyWaiting},
+    kernel::{self, signals},
     session::{ApplyError, Dirty, JournalError, PreviewError, SessionError, SweepError},
     spec::Invalid,
     target::{CgroupError, DeviceError, NetnsError, PeerError, PlaceError},
@@ -86,9 +90,18 @@ pub enum CliError {
     /// The network namespace.
     #[error("--netns: {0}")]
     Netns(#[from] NetnsError),
+    /// What a run needs beside the fault: its signals, threads, random numbers.
+    #[error(transparent)]
+    Kernel(#[from] kernel::Error),
     /// The fault itself.
     #[error(transparent)]
     Session(#[from] SessionError),
+    /// It was ended by an error, and is reverted.
+    #[error("the fault was ended before its time: {0}")]
+    Ended(#[source] SessionError),
+    /// What has become of the command that was started under it.
+    #[error("the fault is over; {0}")]
+    Command(#[source] kernel::Error),
     /// What it would do.
     #[error("--plan: {0}")]
     Preview(#[from] PreviewError),
@@ -102,8 +115,8 @@ pub enum CliError {
     #[error(transparent)]
     Dirty(#[from] Dirty),
     /// Standard output.
-    #[error("write to standard output: {0}")]
-    Output(#[from] std::io::Error),
+    #[error(transparent)]
+    Output(#[from] OutputError),
 }
 
 impl CliError {
@@ -112,23 +125,23 @@ impl CliError {
     pub fn code(&self) -> Code {
         match self {
             Self::Arguments(error) if !error.use_stderr() => Code::Success,
-            Self::Peer(PeerError::Line { .. } | PeerError::File { .. })
-            | Self::Excluded(PeerError::Line { .. } | PeerError::File { .. })
-            | Self::PeerExcluded { .. } => Code::InvalidInput,
-            Self::Profile(_)
-            | Self::NoBuiltIn(_)
-            | Self::Apply(ApplyError::Several { .. } | ApplyError::Without { .. } | ApplyError::Room(_)) => {
-                Code::InvalidInput
-            }
+            // What was typed means nothing, on any machine and at any time.
             Self::Arguments(_)
             | Self::Rules(_)
             | Self::Room(_)
             | Self::Calls(_)
             | Self::Place(PlaceError::Glob(_))
-            | Self::UnknownFault(_) => Code::InvalidInput,
+            | Self::Profile(_)
+            | Self::NoBuiltIn(_)
+            | Self::PeerExcluded { .. }
+            | Self::UnknownFault(_)
+            | Self::Apply(ApplyError::Several { .. } | ApplyError::Without { .. } | ApplyError::Room(_)) => {
+                Code::InvalidInput
+            }
+            Self::Peer(error) | Self::Excluded(error) if error.is_of_words() => Code::InvalidInput,
             // What lies there is not known.
-            Self::Sweep(SweepError::Journal(JournalError::Refused { .. }))
-            | Self::Session(SessionError::Dirty(_)) => Code::Dirty,
+            Self::Sweep(SweepError::Journal(JournalError::Refused { .. })) => Code::Dirty,
+            // It cannot be done here, or now.
             Self::NotRoot
             | Self::Unaimed
             | Self::WithoutClocks
@@ -142,17 +155,23 @@ impl CliError {
             | Self::Peer(_)
             | Self::Excluded(_)
             | Self::Netns(_)
-            | Self::Session(_)
+            | Self::Kernel(_)
             | Self::Journal(_)
             | Self::Sweep(SweepError::Journal(_)) => Code::NotStarted,
+            Self::Session(SessionError::Interrupted) => Code::Interrupted,
+            Self::Session(SessionError::Dirty(_) | SessionError::Left { .. }) => Code::Dirty,
+            Self::Session(_) => Code::NotStarted,
             Self::Sweep(_) | Self::Dirty(_) => Code::Dirty,
-            Self::Output(_) => Code::Aborted,
+            Self::Ended(_) | Self::Command(_) | Self::Output(_) => Code::Aborted,
         }
     }
 
-    /// Prints it, once.
+    /// Prints it, once. A signal ends what waits for somebody to read it, with the same code.
     pub fn print(&self) {
+        signals::end_with(self.code().number());
         match self {
+            // Whoever has asked for it knows.
+            Self::Session(SessionError::Interrupted) => {}
             // Help, asked for or for want of anything else, and version.
             Self::Arguments(error)
                 if !error.use_stderr()
@@ -160,8 +179,8 @@ impl CliError {
             {
                 drop(error.print());
             }
-            Self::Arguments(error) => eprintln!("faultline: {}", sentence(&error.to_string())),
-            error => eprintln!("faultline: {error}"),
+            Self::Arguments(error) => say(sentence(&error.to_string())),
+            error => say(error),
         }
     }
 }

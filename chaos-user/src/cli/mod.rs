@@ -8,11 +8,14 @@ mod doctor;
 mod error;
 mod interval;
 mod net;
+mod out;
 mod owners;
+mod printer;
 mod profile;
 mod report;
 mod slow;
 mod time;
+mod verdict;
 mod whom;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -22,6 +25,7 @@ use clap::Parser;
 use crate::{kernel::probe, spec::Family};
 use args::{Cli, Command};
 pub use error::CliError;
+pub use out::OutputError;
 use slow::FileCommand;
 use time::TimeCommand;
 

@@ -3,8 +3,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
-    io,
     io::Read,
+    time::Duration,
 };
 
 use chaos_ebpf::abi::Direction;
@@ -12,16 +12,20 @@ use chaos_ebpf::abi::Direction;
 use super::{
     CliError, Code,
     args::RunOptions,
-    command::Held,
     owners,
     report::{self, Reporter},
+    verdict::code,
 };
 use crate::{
     fault::{
         self, CgroupId,
         net::{self, Addresses, Found},
     },
-    session::{Armed, Ending, Plan, Prepared, RunReport, SessionError, Signals, watch},
+    kernel::{
+        self,
+        signals::{Signals, Waiting},
+    },
+    session::{Ending, Observer, Plan, Prepared, SessionError, watch},
     spec::{Exclusion, FaultSpec, NetSpec, Owner, Selectors},
     target::{
         Cgroup, CgroupError, Device, DeviceError, Home, Names, Netns, Protected, Target, addresses,
@@ -36,7 +40,7 @@ pub(super) fn run(first: FaultSpec, further: Vec<FaultSpec>, options: &RunOption
     let unknown: Vec<_> = spec.faults.iter().map(|fault| (fault, Found::default())).collect();
     net::check_room(&fault::check(net::rules(&unknown))?, spec.limit.unwrap_or(net::MOST_WAITING))?;
     require_root()?;
-    let signals = Signals::take()?;
+    let waiting = Waiting::take()?;
     if !options.plan {
         owners::sweep_before()?;
     }
@@ -47,53 +51,67 @@ pub(super) fn run(first: FaultSpec, further: Vec<FaultSpec>, options: &RunOption
     let follows = !names.is_empty() && !options.plan;
     // From here, where they have been looked up first.
     let names = follows.then(|| Names::follow(names)).transpose()?;
+    // So do those who print: a thread keeps the namespace that it is in.
+    let reporter = (!options.plan).then(|| Reporter::new(options.json, None)).transpose()?;
     let home = network.as_ref().map(Netns::enter).transpose()?;
     let plan = plan(&spec, rules, targets)?;
-    if options.plan {
+    let Some(reporter) = reporter else {
         let preview = plan.preview()?;
         report::preview(&preview, options.json)?;
         return Ok(if preview.is_possible() { Code::Success } else { Code::NotStarted });
-    }
+    };
     let device = plan.device.as_ref().map(|device| device.name.clone());
+    let signals = waiting.hold()?;
     let prepared = Prepared::new(plan).map_err(|error| cause(error, device.as_deref()))?;
     if prepared.holds_itself() {
         // One that stays only keeps the namespace from ending with those it belongs to.
         let _ = home.map(Home::go);
     }
-    inject(prepared, &signals, names.as_ref(), options.json)
+    Ok(inject(prepared, &signals, names.as_ref(), reporter)?.0)
 }
 
-/// From what is prepared to the exit code.
+/// From what is prepared to the exit code, and what ended it.
 pub(super) fn inject(
     prepared: Prepared,
     signals: &Signals,
     names: Option<&Names>,
-    json: bool,
-) -> Result<Code, CliError> {
-    Ok(inject_under(prepared, signals, names, json, None)?.0)
+    mut reporter: Reporter<'_>,
+) -> Result<(Code, Ending), CliError> {
+    let done = act(prepared, signals, names, &mut reporter);
+    let printed = reporter.finish(signals);
+    let done = done?;
+    printed?;
+    Ok(done)
 }
 
-/// The same, with a program that begins once it acts; says what ended it as well.
-pub(super) fn inject_under(
+/// Whatever fails here, the fault is ended in order.
+fn act(
     prepared: Prepared,
     signals: &Signals,
     names: Option<&Names>,
-    json: bool,
-    command: Option<&mut Held>,
+    reporter: &mut Reporter<'_>,
 ) -> Result<(Code, Ending), CliError> {
-    let has_command = command.is_some();
-    let mut reporter = Reporter::new(json, command);
-    // Whatever fails from here on, the fault is ended in order and that is what is reported.
-    let (ending, report) = match reporter.prepared(&prepared).and_then(|()| signals.next()) {
-        Ok(None) => watched(prepared.arm()?, signals, names, &mut reporter)?,
-        Ok(Some(signal)) => (Ending::Signal(signal), prepared.end()?),
-        Err(_) => (Ending::Unheard, prepared.end()?),
+    reporter.prepared(&prepared);
+    let (ending, ended) = match signals.wait(Some(reporter.output()), Duration::ZERO) {
+        Ok(None) => {
+            let mut armed = prepared.arm()?;
+            reporter.armed(&armed);
+            (watch(&mut armed, signals, names, reporter), armed.end())
+        }
+        Ok(Some(news)) => (Ok(news.into()), prepared.end()),
+        Err(error) => (Err(error.into()), prepared.end()),
     };
-    let fired = report.rules.iter().any(|rule| rule.fired.packets > 0);
-    let ending = if has_command && ending == Ending::TargetGone { Ending::CommandEnded } else { ending };
-    let code = code(ending, fired);
-    reporter.ended(ending, &report, code)?;
-    Ok((code, ending))
+    let ending = match ending {
+        Ok(Ending::TargetGone) if reporter.has_command() => Ok(Ending::CommandEnded),
+        ending => ending,
+    };
+    let code = code(&ending, &ended);
+    reporter.ended(&ending, &ended, code);
+    match (ended.dirty, ending) {
+        (Some(dirty), _) => Err(SessionError::from(dirty).into()),
+        (None, Err(error)) => Err(CliError::Ended(error)),
+        (None, Ok(ending)) => Ok((code, ending)),
+    }
 }
 
 /// The rules of all faults, with everybody they speak of looked up.
@@ -102,7 +120,7 @@ fn rules(
     targets: &[(Owner, Target)],
     network: Option<&Netns>,
 ) -> Result<Vec<fault::Rule>, CliError> {
-    let here = network.map_or_else(|| Ok(current_netns()?), |netns| netns.inode().map_err(CliError::from))?;
+    let here = network.map_or_else(|| current_netns().map_err(CliError::from), |netns| Ok(netns.inode()?))?;
     let found = |fault: &FaultSpec| {
         let Selectors { owners, peers, excluded, .. } = &fault.selectors;
         let (mut cgroups, mut processes) = (Vec::new(), Vec::new());
@@ -164,21 +182,6 @@ fn network(spec: &NetSpec, targets: &[(Owner, Target)]) -> Result<Option<Netns>,
     }
 }
 
-/// From the first packet to the last.
-fn watched(
-    mut armed: Armed,
-    signals: &Signals,
-    names: Option<&Names>,
-    reporter: &mut Reporter<'_>,
-) -> Result<(Ending, RunReport), CliError> {
-    let ending = match reporter.armed(&armed) {
-        Ok(()) => watch(&mut armed, signals, names, reporter),
-        Err(_) => Ok(Ending::Unheard),
-    };
-    let report = armed.end()?;
-    Ok((ending?, report))
-}
-
 /// An interface that has gone meanwhile is what is to be said, not the call that did not find it.
 fn cause(error: SessionError, device: Option<&str>) -> CliError {
     match device.map(Device::find) {
@@ -211,25 +214,12 @@ fn device(spec: &NetSpec, rules: &[fault::Rule]) -> Result<Device, DeviceError> 
 }
 
 /// 32 bits are enough to tell runs apart, and short enough to type again.
-pub(super) fn draw_seed() -> io::Result<u64> {
+pub(super) fn draw_seed() -> kernel::Result<u64> {
+    const RANDOM: &str = "/dev/urandom";
+    let error = |call| move |source| kernel::Error::new(call, RANDOM, source);
     let mut bytes = [0; 4];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    File::open(RANDOM).map_err(error("open"))?.read_exact(&mut bytes).map_err(error("read"))?;
     Ok(u64::from(u32::from_ne_bytes(bytes)))
-}
-
-fn code(ending: Ending, fired: bool) -> Code {
-    match ending {
-        Ending::Elapsed | Ending::CommandEnded if fired => Code::Success,
-        Ending::Elapsed | Ending::CommandEnded => Code::Inconclusive,
-        Ending::Signal(_) => Code::Interrupted,
-        Ending::Lapsed(_)
-        | Ending::DeviceGone
-        | Ending::DeviceMoved
-        | Ending::DiskGone
-        | Ending::Overruled
-        | Ending::TargetGone
-        | Ending::Unheard => Code::Aborted,
-    }
 }
 
 /// Refuses anybody but root, before anything is tried that would only half work.

@@ -1,12 +1,11 @@
 //! `faultline ps`, `stop` and `sweep`: the faults of all owners.
 
-use std::io::{self, Write};
-
 use serde_json::json;
 
 use super::{
     CliError, Code,
     net::require_root,
+    out::{OutputError, Stdout, say},
     report::{counted, rounded},
 };
 use crate::session::{self, Left, Live, Record, Records, live};
@@ -16,7 +15,7 @@ pub(super) fn ps(json: bool) -> Result<Code, CliError> {
     require_root()?;
     let code = sweep_first()?;
     let faults = live()?;
-    let mut out = io::stdout().lock();
+    let mut out = Stdout::lock();
     if !json {
         writeln!(
             out,
@@ -64,7 +63,7 @@ fn object(fault: &Live) -> serde_json::Value {
     })
 }
 
-fn rows(fault: &Live, out: &mut impl Write) -> io::Result<()> {
+fn rows(fault: &Live, out: &mut Stdout) -> Result<(), OutputError> {
     let state = json!(fault.state);
     let left =
         fault.remaining.map_or_else(|| "-".into(), |left| format!("{:.0}s", left.as_secs_f64().ceil()));
@@ -106,19 +105,19 @@ pub(super) fn stop(ids: &[String], all: bool) -> Result<Code, CliError> {
     if kept.iter().any(|kept| all || ids.contains(&kept.id)) {
         code = Code::Dirty;
     }
-    let mut out = io::stdout().lock();
+    let mut out = Stdout::lock();
     for record in understood.iter().filter(|record| all || ids.contains(&record.id)) {
         let stopped = session::stop(record, |time| {
             let (id, time) = (&record.id, humantime::format_duration(rounded(time)));
-            eprintln!(
-                "faultline: clocks of {id} become right within {time}; another `faultline stop {id}` has them jump"
-            );
+            say(format_args!(
+                "clocks of {id} become right within {time}; another `faultline stop {id}` has them jump"
+            ));
         });
         match stopped {
             Ok(()) => writeln!(out, "stopped {}; nothing of it is left", record.id)?,
             Err(error) => {
                 code = Code::Dirty;
-                eprintln!("faultline: {}: {error}", record.id);
+                say(format_args!("{}: {error}", record.id));
             }
         }
     }
@@ -154,14 +153,14 @@ pub(super) fn sweep_first() -> Result<Code, CliError> {
 fn tell(Left { id, error, alive, .. }: &Left) {
     let what =
         if *alive { "its owner lives, and what it does is not known" } else { "something may be left of it" };
-    eprintln!("faultline: {id}: {what}: {error}");
+    say(format_args!("{id}: {what}: {error}"));
 }
 
 /// Clears away what dead owners have left.
 pub(super) fn sweep() -> Result<Code, CliError> {
     require_root()?;
     let swept = session::sweep()?;
-    let mut out = io::stdout().lock();
+    let mut out = Stdout::lock();
     for id in &swept.removed {
         writeln!(out, "removed the record of {id}, whose owner is gone; nothing of it is attached")?;
     }

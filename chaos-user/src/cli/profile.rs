@@ -1,13 +1,10 @@
 //! `faultline profile`: the profiles there are, and another one for a run that has one.
 
-use std::{
-    io::{self, Write},
-    time::Instant,
-};
+use std::time::Instant;
 
 use chaos_ebpf::abi::Direction;
 
-use super::{CliError, Code, args::ProfileCommand, net::require_root, owners};
+use super::{CliError, Code, args::ProfileCommand, net::require_root, out::Stdout, owners};
 use crate::{
     kernel::peers::Applied,
     session::{ProfileRun, Record},
@@ -25,7 +22,7 @@ pub(super) fn run(command: &ProfileCommand) -> Result<Code, CliError> {
 
 /// A line each: the name, what it is, and its figures.
 fn list() -> Result<Code, CliError> {
-    let mut out = io::stdout().lock();
+    let mut out = Stdout::lock();
     for (name, text) in BUILT_IN {
         let what = text.lines().next().unwrap_or_default().trim_start_matches("# ");
         let figures = text.lines().find_map(|line| line.strip_prefix("default ")).unwrap_or_default();
@@ -38,7 +35,7 @@ fn list() -> Result<Code, CliError> {
 fn show(name: &str) -> Result<Code, CliError> {
     let found = BUILT_IN.iter().find(|(built_in, _)| *built_in == name);
     let (_, text) = found.ok_or_else(|| CliError::NoBuiltIn(name.into()))?;
-    io::stdout().lock().write_all(text.as_bytes())?;
+    write!(Stdout::lock(), "{text}")?;
     Ok(Code::Success)
 }
 
@@ -54,7 +51,7 @@ fn apply(file: &str, id: Option<&str>) -> Result<Code, CliError> {
     let target = ProfileRun::find(records, id)?;
     let begin = Instant::now();
     let Applied { changed, added, removed } = target.apply(&profile)?;
-    let mut out = io::stdout().lock();
+    let mut out = Stdout::lock();
     writeln!(
         out,
         "{file} applied to {}: {changed} peers changed, {added} added, {removed} removed, in {} ms",

@@ -1,8 +1,8 @@
 //! What a run prints: text for people, or the same facts as one JSON object a line.
 
 use std::{
-    fmt::Display,
-    io::{self, IsTerminal, Write},
+    fmt::{self, Display, Write},
+    io::{self, IsTerminal},
     os::fd::{AsFd, BorrowedFd},
     time::Duration,
 };
@@ -11,15 +11,33 @@ use chaos_ebpf::abi::{Count, Direction};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Code, command::Held, interval::wilson};
+use super::{
+    Code,
+    command::Held,
+    interval::wilson,
+    out::{OutputError, Stdout},
+    printer::Printer,
+    verdict::verdict,
+};
 use crate::{
-    kernel::{counters::Effects, mechanism::Mechanism},
-    session::{Armed, Ending, HookRecord, LEASE, Observer, Prepared, RuleReport, RunReport},
+    kernel::{
+        self,
+        counters::Effects,
+        mechanism::Mechanism,
+        signals::{News, Signals},
+    },
+    session::{
+        Armed, Ended, Ending, Facts, HookRecord, Observer, Prepared, RuleReport, RunReport,
+        SessionError,
+    },
 };
 
+/// Has a terminal forget the line of progress.
+const CLEAR: &str = "\r\x1b[K";
+
 /// Prints what a run would do.
-pub(super) fn preview(preview: &(impl Serialize + Display), json: bool) -> io::Result<()> {
-    let mut out = io::stdout().lock();
+pub(super) fn preview(preview: &(impl Serialize + Display), json: bool) -> Result<(), OutputError> {
+    let mut out = Stdout::lock();
     if !json {
         return write!(out, "{preview}");
     }
@@ -28,8 +46,8 @@ pub(super) fn preview(preview: &(impl Serialize + Display), json: bool) -> io::R
     writeln!(out, "{object}")
 }
 
-/// Prints a run, and tells the program that was started for it, if there is one.
-#[derive(Debug)]
+/// Prints a run, and tells the program that was started for it, if there is one. Nothing here waits for who reads, but for
+/// [`Reporter::finish`].
 pub(super) struct Reporter<'a> {
     json: bool,
     /// Its output is not to be mixed with ours.
@@ -37,32 +55,56 @@ pub(super) struct Reporter<'a> {
     /// Progress is written over itself on a terminal and a line a second elsewhere.
     terminal: bool,
     stdout: io::Stdout,
+    out: Printer,
+    err: Printer,
     id: String,
 }
 
 impl<'a> Reporter<'a> {
-    pub(super) fn new(json: bool, command: Option<&'a mut Held>) -> Self {
-        Self { json, command, terminal: io::stderr().is_terminal(), stdout: io::stdout(), id: String::new() }
+    /// Starts the threads that print.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub(super) fn new(json: bool, command: Option<&'a mut Held>) -> kernel::Result<Self> {
+        let out = Printer::begin("stdout", io::stdout())?;
+        let err = Printer::begin("stderr", io::stderr())?;
+        let terminal = io::stderr().is_terminal();
+        Ok(Self { json, command, terminal, stdout: io::stdout(), out, err, id: String::new() })
     }
 
-    fn line(&self, event: &str, facts: Value) -> io::Result<()> {
+    pub(super) fn has_command(&self) -> bool {
+        self.command.is_some()
+    }
+
+    fn object(&self, event: &str, facts: Value) -> String {
         let mut object = json!({ "event": event, "id": self.id });
         if let (Value::Object(object), Value::Object(facts)) = (&mut object, facts) {
             object.extend(facts);
         }
-        let mut out = io::stdout().lock();
-        writeln!(out, "{object}")?;
-        out.flush()
+        format!("{object}\n")
     }
 
-    pub(super) fn prepared(&mut self, prepared: &Prepared) -> io::Result<()> {
+    fn line(&self, event: &str, facts: Value) {
+        self.out.print(self.object(event, facts));
+    }
+
+    /// Prints text for people.
+    fn text(&self, write: impl FnOnce(&mut String) -> fmt::Result) {
+        let mut text = String::new();
+        // A string takes everything.
+        let _ = write(&mut text);
+        self.out.print(text);
+    }
+
+    pub(super) fn prepared(&mut self, prepared: &Prepared) {
         self.id = prepared.id().into();
         let (plan, hooks) = (prepared.facts(), prepared.hooks());
         if self.json {
             let rules = plan.rules.iter().enumerate().map(|(number, rule)| {
                 json!({ "rule": number, "fault": rule.fault, "direction": rule.direction, "asked": rule.asked })
             });
-            return self.line(
+            self.line(
                 "prepared",
                 json!({
                     "pid": std::process::id(),
@@ -73,59 +115,39 @@ impl<'a> Reporter<'a> {
                     "protected": plan.protected,
                 }),
             );
+            return;
         }
-        if self.command.is_some() {
-            return Ok(());
+        if self.command.is_none() {
+            self.text(|out| prepared_text(out, &self.id, plan, &hooks));
         }
-        let mut out = io::stdout().lock();
-        let seed = plan.seed.map_or_else(String::new, |seed| format!(", seed {seed}"));
-        writeln!(out, "fault {} on {}{seed}", self.id, plan.place)?;
-        for rule in &plan.rules {
-            writeln!(out, "  {:<3}  {}", rule.direction.name(), rule.fault)?;
-        }
-        let mut shown = hooks.iter().map(by).collect::<Vec<_>>();
-        // Of those at functions of the kernel's there is one for each.
-        shown.dedup_by(|next, one| {
-            next.0 == one.0 && {
-                one.1.append(&mut next.1);
-                true
-            }
-        });
-        for ((direction, hook, why), functions) in shown {
-            let at =
-                if functions.is_empty() { String::new() } else { format!(" at {}", functions.join(", ")) };
-            writeln!(out, "  {direction:<3}  by {hook}{at}: {why}")?;
-        }
-        if plan.spares_a_session {
-            writeln!(out, "  spared: {}", plan.protected)?;
-        }
-        Ok(())
     }
 
-    pub(super) fn armed(&mut self, armed: &Armed) -> io::Result<()> {
+    pub(super) fn armed(&mut self, armed: &Armed) {
         let (_, left) = armed.time();
         if self.json {
-            self.line("armed", json!({ "at_ns": armed.since(), "remaining_s": seconds(left) }))?;
+            self.line("armed", json!({ "at_ns": armed.since(), "remaining_s": seconds(left) }));
         }
-        if let Some(command) = &mut self.command {
-            return command.go();
+        match &mut self.command {
+            Some(command) => command.go(),
+            None if self.json => {}
+            None => self.text(|out| match armed.duration() {
+                Some(duration) => {
+                    writeln!(out, "armed for {}; ^C ends it", humantime::format_duration(duration))
+                }
+                None => writeln!(out, "armed until interrupted; ^C ends it"),
+            }),
         }
-        if self.json {
-            return Ok(());
-        }
-        let mut out = io::stdout().lock();
-        match armed.duration() {
-            Some(duration) => {
-                writeln!(out, "armed for {}; ^C ends it", humantime::format_duration(duration))?;
-            }
-            None => writeln!(out, "armed until interrupted; ^C ends it")?,
-        }
-        out.flush()
     }
 
-    pub(super) fn ended(&self, ending: Ending, report: &RunReport, code: Code) -> io::Result<()> {
-        let RunReport { rules, spared, queue_lost, remarks } = report;
-        let (verdict, reason) = verdict(ending, code);
+    /// Sums up what has become of it.
+    pub(super) fn ended(&self, ending: &Result<Ending, SessionError>, ended: &Ended, code: Code) {
+        let RunReport { rules, spared, queue_lost, remarks } = &ended.report;
+        let (verdict, reason) = verdict(ending, ended);
+        if self.command.as_ref().is_some_and(|command| command.has_begun())
+            && (ending.is_err() || ended.dirty.is_some())
+        {
+            self.err.print("faultline: the fault has ended by an error; the command goes on\n".into());
+        }
         if self.json {
             let facts = json!({
                 "verdict": verdict,
@@ -138,100 +160,163 @@ impl<'a> Reporter<'a> {
             });
             return self.line("summary", facts);
         }
-        self.clear_progress()?;
         if self.command.is_some() {
-            return remarks.iter().try_for_each(|remark| writeln!(io::stderr(), "faultline: {remark}"));
+            let told = remarks.iter().map(|remark| format!("faultline: {remark}\n"));
+            told.for_each(|remark| self.err.print(remark));
+            return;
         }
-        let mut out = io::stdout().lock();
-        writeln!(out, "{verdict}: {reason}; disarmed, detached, verified")?;
-        writeln!(
-            out,
-            "{:>4}  {:<3}  {:>8}  {:<26}  {:>10}  {:>10}  {:>10}  FAULT",
-            "RULE", "DIR", "ASKED", "OBSERVED (95% INTERVAL)", "SEEN", "MATCHED", "FIRED"
-        )?;
-        for rule in rules {
-            writeln!(
-                out,
-                "{:>4}  {:<3}  {:>8}  {:<26}  {:>10}  {:>10}  {:>10}  {}",
-                rule.rule,
-                rule.direction.name(),
-                rule.asked.map_or_else(|| "-".into(), percent),
-                observed(rule),
-                rule.seen.packets,
-                rule.matched.packets,
-                rule.fired.packets,
-                rule.fault
-            )?;
-        }
-        for rule in rules {
-            let did = effects(&rule.effects);
-            if did.len() > 1 || rule.asked.is_none() && !did.is_empty() {
-                writeln!(out, "rule {}: {}", rule.rule, did.join(", "))?;
+        let checked = if ended.dirty.is_some() { "" } else { "; disarmed, detached, verified" };
+        let clear = match (self.terminal, self.stdout.is_terminal()) {
+            (true, false) => {
+                self.err.print(CLEAR.into());
+                ""
             }
-        }
-        for rule in rules.iter().filter(|rule| of_bytes(rule)) {
-            let bytes = rule.matched.bytes;
-            writeln!(
-                out,
-                "rule {}: FIRED is all that was limited, held up or not: {bytes} bytes",
-                rule.rule
-            )?;
-        }
-        if *spared > 0 {
-            let calls = rules.iter().any(|rule| rule.direction == Direction::Call);
-            let what = if calls {
-                "calls of Faultline's own programs were spared"
-            } else {
-                "packets of what is protected were spared; --include-protected hits them as well"
-            };
-            writeln!(out, "{spared} {what}")?;
-        }
-        if *queue_lost > 0 {
-            writeln!(
-                out,
-                "{queue_lost} packets were lost because no more could wait (--limit), the CPU was not done with those before \
-                 (net.core.netdev_max_backlog), or the fault ended"
-            )?;
-        }
-        remarks.iter().try_for_each(|remark| writeln!(out, "{remark}"))?;
-        for rule in rules.iter().filter(|rule| rule.fired.segments > rule.fired.packets) {
-            let Count { packets, segments, .. } = rule.fired;
-            writeln!(
-                out,
-                "rule {}: the {packets} packets it hit were {segments} on the wire: the interface offloads \
-                 segmentation, and a super-packet is hit whole; --exact switches that off",
-                rule.rule
-            )?;
-        }
-        out.flush()
+            (true, true) => CLEAR,
+            (false, _) => "",
+        };
+        self.text(|out| {
+            writeln!(out, "{clear}{verdict}: {reason}{checked}")?;
+            summary_text(out, &ended.report)
+        });
     }
 
-    fn clear_progress(&self) -> io::Result<()> {
-        if self.terminal { write!(io::stderr(), "\r\x1b[K") } else { Ok(()) }
+    /// Waits until all is printed. Whoever does not wait for somebody to read it ends that by a signal.
+    ///
+    /// # Errors
+    ///
+    /// Those of standard output.
+    pub(super) fn finish(self, signals: &Signals) -> Result<(), OutputError> {
+        /// How long it may take somebody who does read.
+        const PATIENCE: Duration = Duration::from_millis(200);
+        const LONG: Duration = Duration::from_secs(60);
+        let mut longest = LONG;
+        for printer in [&self.out, &self.err] {
+            printer.close();
+            while printer.owes() {
+                match signals.wait(Some(printer.ends()), longest) {
+                    Ok(Some(News::Signal(..))) => longest = PATIENCE,
+                    Ok(None) if longest == LONG => {}
+                    Ok(Some(News::Gone) | None) | Err(_) => break,
+                }
+            }
+        }
+        self.out.printed().map_err(OutputError)
     }
 }
 
+/// What is going to be done, for people.
+fn prepared_text(out: &mut String, id: &str, plan: &Facts, hooks: &[HookRecord]) -> fmt::Result {
+    let seed = plan.seed.map_or_else(String::new, |seed| format!(", seed {seed}"));
+    writeln!(out, "fault {id} on {}{seed}", plan.place)?;
+    for rule in &plan.rules {
+        writeln!(out, "  {:<3}  {}", rule.direction.name(), rule.fault)?;
+    }
+    let mut shown = hooks.iter().map(by).collect::<Vec<_>>();
+    // Of those at functions of the kernel's there is one for each.
+    shown.dedup_by(|next, one| {
+        next.0 == one.0 && {
+            one.1.append(&mut next.1);
+            true
+        }
+    });
+    for ((direction, hook, why), functions) in shown {
+        let at = if functions.is_empty() { String::new() } else { format!(" at {}", functions.join(", ")) };
+        writeln!(out, "  {direction:<3}  by {hook}{at}: {why}")?;
+    }
+    if plan.spares_a_session {
+        writeln!(out, "  spared: {}", plan.protected)?;
+    }
+    Ok(())
+}
+
+/// What has become of each rule, for people.
+fn summary_text(out: &mut String, report: &RunReport) -> fmt::Result {
+    let RunReport { rules, spared, queue_lost, remarks } = report;
+    if rules.is_empty() {
+        return remarks.iter().try_for_each(|remark| writeln!(out, "{remark}"));
+    }
+    writeln!(
+        out,
+        "{:>4}  {:<3}  {:>8}  {:<26}  {:>10}  {:>10}  {:>10}  FAULT",
+        "RULE", "DIR", "ASKED", "OBSERVED (95% INTERVAL)", "SEEN", "MATCHED", "FIRED"
+    )?;
+    for rule in rules {
+        writeln!(
+            out,
+            "{:>4}  {:<3}  {:>8}  {:<26}  {:>10}  {:>10}  {:>10}  {}",
+            rule.rule,
+            rule.direction.name(),
+            rule.asked.map_or_else(|| "-".into(), percent),
+            observed(rule),
+            rule.seen.packets,
+            rule.matched.packets,
+            rule.fired.packets,
+            rule.fault
+        )?;
+    }
+    for rule in rules {
+        let did = effects(&rule.effects);
+        if did.len() > 1 || rule.asked.is_none() && !did.is_empty() {
+            writeln!(out, "rule {}: {}", rule.rule, did.join(", "))?;
+        }
+    }
+    for rule in rules.iter().filter(|rule| of_bytes(rule)) {
+        let bytes = rule.matched.bytes;
+        writeln!(out, "rule {}: FIRED is all that was limited, held up or not: {bytes} bytes", rule.rule)?;
+    }
+    if *spared > 0 {
+        let calls = rules.iter().any(|rule| rule.direction == Direction::Call);
+        let what = if calls {
+            "calls of Faultline's own programs were spared"
+        } else {
+            "packets of what is protected were spared; --include-protected hits them as well"
+        };
+        writeln!(out, "{spared} {what}")?;
+    }
+    if *queue_lost > 0 {
+        writeln!(
+            out,
+            "{queue_lost} packets were lost because no more could wait (--limit), the CPU was not done with those before \
+             (net.core.netdev_max_backlog), or the fault ended"
+        )?;
+    }
+    remarks.iter().try_for_each(|remark| writeln!(out, "{remark}"))?;
+    for rule in rules.iter().filter(|rule| rule.fired.segments > rule.fired.packets) {
+        let Count { packets, segments, .. } = rule.fired;
+        writeln!(
+            out,
+            "rule {}: the {packets} packets it hit were {segments} on the wire: the interface offloads \
+             segmentation, and a super-packet is hit whole; --exact switches that off",
+            rule.rule
+        )?;
+    }
+    Ok(())
+}
+
 impl Observer for Reporter<'_> {
-    fn settling(&mut self, ending: Ending, time: Duration) -> io::Result<()> {
+    fn settling(&mut self, ending: Ending, time: Duration) {
         if let (Ending::Signal(signal), Some(command)) = (ending, &mut self.command) {
             command.tell(signal);
         }
         if self.json {
             return self.line("settling", json!({ "seconds": time.as_secs_f64() }));
         }
-        self.clear_progress()?;
+        let clear = if self.terminal { CLEAR } else { "" };
         let time = humantime::format_duration(rounded(time));
-        writeln!(
-            io::stderr(),
-            "faultline: monotonic clocks become right within {time}; another ^C has them jump"
-        )
+        self.err.print(format!(
+            "{clear}faultline: monotonic clocks become right within {time}; another ^C has them jump\n"
+        ));
     }
 
     fn output(&self) -> BorrowedFd<'_> {
         self.stdout.as_fd()
     }
 
-    fn progress(&mut self, armed: &Armed, report: &RunReport) -> io::Result<()> {
+    fn is_unheard(&self) -> bool {
+        self.out.is_unheard()
+    }
+
+    fn progress(&mut self, armed: &Armed, report: &RunReport) {
         let rules = &report.rules;
         let (elapsed, left) = armed.time();
         if self.json {
@@ -240,10 +325,10 @@ impl Observer for Reporter<'_> {
                 "remaining_s": seconds(left),
                 "rules": rules.iter().map(facts).collect::<Vec<_>>(),
             });
-            return self.line("progress", facts);
+            return self.out.progress(self.object("progress", facts));
         }
         if self.command.is_some() {
-            return Ok(());
+            return;
         }
         let time = match left {
             Some(left) => format!("{} left", humantime::format_duration(rounded(left))),
@@ -261,46 +346,7 @@ impl Observer for Reporter<'_> {
             total(|rule| rule.matched.packets),
             total(|rule| rule.fired.packets)
         );
-        let mut out = io::stderr().lock();
-        if self.terminal {
-            write!(out, "\r\x1b[K{text}")?;
-        } else {
-            writeln!(out, "{text}")?;
-        }
-        out.flush()
-    }
-}
-
-fn verdict(ending: Ending, code: Code) -> (&'static str, String) {
-    match ending {
-        Ending::Elapsed if code == Code::Inconclusive => (
-            "inconclusive",
-            "its time is over and it never fired: nothing met its conditions, or chance".into(),
-        ),
-        Ending::Elapsed => ("observed", "its time is over and it has fired".into()),
-        Ending::Signal(signal) => ("interrupted", format!("{signal}")),
-        Ending::Lapsed(lapsed) => (
-            "aborted",
-            format!(
-                "its owner was away for {:.1} s, stopped or asleep with the machine, and the lease of {} s lapsed",
-                lapsed.away.as_secs_f64(),
-                LEASE.as_secs()
-            ),
-        ),
-        Ending::DeviceGone => ("aborted", "the interface is gone".into()),
-        Ending::DeviceMoved => {
-            ("aborted", "the interface has been moved to another network namespace".into())
-        }
-        Ending::DiskGone => ("aborted", "the block device is gone".into()),
-        Ending::Overruled => {
-            ("aborted", "somebody else has changed what it had set, which is left so".into())
-        }
-        Ending::TargetGone => ("aborted", "whom it was aimed at is gone".into()),
-        Ending::CommandEnded if code == Code::Inconclusive => {
-            ("inconclusive", "the command has ended and it never fired".into())
-        }
-        Ending::CommandEnded => ("observed", "the command has ended".into()),
-        Ending::Unheard => ("aborted", "nobody reads its output any more".into()),
+        self.err.progress(if self.terminal { format!("{CLEAR}{text}") } else { format!("{text}\n") });
     }
 }
 

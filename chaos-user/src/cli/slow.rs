@@ -9,12 +9,13 @@ use super::{
     args::Cli,
     call_args::IoCommand,
     net::{inject, require_root},
-    owners, report,
+    owners,
+    report::{self, Reporter},
     whom::GroupOptions,
 };
 use crate::{
-    kernel::throttle::BlockDevice,
-    session::{Prepared, Signals, SlowPlan, SlowRule},
+    kernel::{signals::Waiting, throttle::BlockDevice},
+    session::{Prepared, SlowPlan, SlowRule},
     spec::{DeviceSpec, PathSpec, SlowOp, SlowSpec, Speed, parse_duration},
     target::{Cgroup, CgroupError, PlaceError, Target, device_number, devices_of, disk},
 };
@@ -92,7 +93,7 @@ pub(super) fn run(options: SlowOptions) -> Result<Code, CliError> {
         return Err(CliError::WithoutCgroup);
     }
     require_root()?;
-    let signals = Signals::take()?;
+    let waiting = Waiting::take()?;
     if !plan {
         owners::sweep_before()?;
     }
@@ -101,7 +102,9 @@ pub(super) fn run(options: SlowOptions) -> Result<Code, CliError> {
         report::preview(&found.preview()?, json)?;
         return Ok(Code::Success);
     }
-    inject(Prepared::of_slow(found)?, &signals, None, json)
+    let reporter = Reporter::new(json, None)?;
+    let signals = waiting.hold()?;
+    Ok(inject(Prepared::of_slow(found)?, &signals, None, reporter)?.0)
 }
 
 /// Whose cgroups and which devices are meant, each once.

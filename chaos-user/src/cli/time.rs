@@ -8,14 +8,15 @@ use super::{
     CliError, Code,
     args::Cli,
     command::Held,
-    net::{inject, inject_under, require_root},
-    owners, report,
+    net::{inject, require_root},
+    owners,
+    report::{self, Reporter},
     whom::WhomOptions,
 };
 use crate::{
     fault::{CallTables, CgroupId, Wanted},
-    kernel::mechanism::Mechanism,
-    session::{Ending, Prepared, Signals, SkewPlan},
+    kernel::{mechanism::Mechanism, signals::Waiting},
+    session::{Ending, Prepared, SkewPlan},
     spec::{
         Clock, Invalid, Leap, Offset, Owner, Skew, SkewSpec, Slope, Strobe, parse_duration, parse_period,
     },
@@ -121,11 +122,11 @@ pub(super) fn run(options: SkewOptions) -> Result<Code, CliError> {
         return Err(CliError::WithoutClocks);
     }
     require_root()?;
-    let signals = Signals::take()?;
+    let waiting = Waiting::take()?;
     if !options.plan {
         owners::sweep_before()?;
     }
-    let command = if options.command.is_empty() || options.plan {
+    let mut command = if options.command.is_empty() || options.plan {
         None
     } else {
         // It waits until all is in place.
@@ -137,22 +138,19 @@ pub(super) fn run(options: SkewOptions) -> Result<Code, CliError> {
         report::preview(&plan.preview()?, options.json)?;
         return Ok(Code::Success);
     }
-    let prepared = Prepared::of_skew(plan)?;
-    let Some(mut command) = command else {
-        return inject(prepared, &signals, None, options.json);
-    };
-    let injected = inject_under(prepared, &signals, None, options.json, Some(&mut command));
-    match injected {
-        Ok((_, Ending::Signal(signal))) => command.tell(signal),
-        Err(_) if command.has_begun() => {
-            eprintln!("faultline: the fault has ended by an error; the command goes on with right clocks");
-        }
-        _ => {}
+    let reporter = Reporter::new(options.json, command.as_mut())?;
+    let signals = waiting.hold()?;
+    let injected = inject(Prepared::of_skew(plan)?, &signals, None, reporter);
+    let Some(mut command) = command else { return Ok(injected?.0) };
+    let has_begun = command.has_begun();
+    if let Ok((_, Ending::Signal(signal))) = &injected {
+        command.tell(*signal);
     }
     // Whatever became of the fault, it is not left alone.
-    let status = command.wait()?;
+    let status = command.wait(&signals).map_err(CliError::Command)?;
     let (code, ending) = injected?;
     match (code, status) {
+        (code, _) if !has_begun => Ok(code),
         // What was asked for was had: the command's word is the last.
         (Code::Success | Code::Interrupted | Code::Inconclusive, status) => Ok(Code::OfCommand(status)),
         (_, status) if ending == Ending::Unheard => Ok(Code::OfCommand(status)),

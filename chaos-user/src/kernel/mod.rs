@@ -22,6 +22,7 @@ pub mod peers;
 pub mod probe;
 pub mod prod;
 pub mod programs;
+pub mod signals;
 pub mod sockets;
 pub mod stop;
 pub mod sys;

@@ -17,7 +17,10 @@ use std::{
 };
 
 use chaos_ebpf::time::{Block, ExecEvent};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::{
+    errno::Errno,
+    sys::resource::{Resource, getrlimit, setrlimit},
+};
 
 use super::backoff::Backoff;
 use crate::kernel::{
@@ -82,11 +85,13 @@ pub(super) struct Hands {
 
 impl Clocks {
     /// Nobody's clock is changed yet.
-    pub(super) fn new(patch: Patch) -> io::Result<Self> {
+    pub(super) fn new(patch: Patch) -> kernel::Result<Self> {
+        const PROGRAM: &str = "/proc/self/exe";
         make_room()?;
         Ok(Self {
             patch,
-            own_program: fs::read_link("/proc/self/exe")?,
+            own_program: fs::read_link(PROGRAM)
+                .map_err(|source| kernel::Error::new("readlink", PROGRAM, source))?,
             own_times: fs::read_link("/proc/self/ns/time").unwrap_or_default(),
             processes: Mutex::default(),
             over: AtomicBool::new(false),
@@ -247,21 +252,23 @@ impl Clocks {
 
 /// Makes room for a file of each process, before there are threads: the kernel has a process of several wait until all CPUs
 /// have passed by when its table of files grows, and a CPU on which a program is held does not pass by.
-fn make_room() -> io::Result<()> {
+fn make_room() -> kernel::Result<()> {
     const FILES: u64 = 1 << 16;
-    let (now, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let error = |call| move |source: io::Error| kernel::Error::new(call, "the number of open files", source);
+    let limit = |call| move |errno: Errno| error(call)(errno.into());
+    let (now, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(limit("getrlimit"))?;
     let all = FILES.max(now);
     // Without CAP_SYS_RESOURCE there is no more to be had than there is.
     let files = match setrlimit(Resource::RLIMIT_NOFILE, all, all.max(most)) {
         Ok(()) => FILES,
         Err(_) => most.min(FILES),
     };
-    setrlimit(Resource::RLIMIT_NOFILE, files.max(now), files.max(most))?;
-    let file = File::open("/dev/null")?;
+    setrlimit(Resource::RLIMIT_NOFILE, files.max(now), files.max(most)).map_err(limit("setrlimit"))?;
+    let file = File::open("/dev/null").map_err(|source| kernel::Error::new("open", "/dev/null", source))?;
     // SAFETY: three integers.
     let last = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_DUPFD_CLOEXEC, files as i32 - 1) };
     if last < 0 {
-        return Err(io::Error::last_os_error());
+        return Err(error("fcntl(F_DUPFD_CLOEXEC)")(io::Error::last_os_error()));
     }
     // SAFETY: just made, and nobody else's.
     drop(unsafe { OwnedFd::from_raw_fd(last) });

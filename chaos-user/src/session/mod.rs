@@ -48,7 +48,7 @@ pub use skew::{SkewPlan, SkewPreview};
 pub use slow::{SlowPlan, SlowPreview, SlowRule};
 pub use sweep::{Left, SweepError, Swept, stop, sweep};
 pub use verify::Dirty;
-pub use watch::{Ending, Observer, Signals, watch};
+pub use watch::{Ending, Observer, watch};
 
 use crate::{
     kernel::{
@@ -57,6 +57,7 @@ use crate::{
         counters::{Counters, MapIds},
         mechanism::Mechanism,
         memory::ClockError,
+        signals,
         throttle::{Tally, ThrottleError},
         vdso::VdsoError,
         wiring::CallsError,
@@ -127,6 +128,24 @@ pub enum SessionError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// Somebody asked for its end before it had begun.
+    #[error("interrupted before it began; nothing was done")]
+    Interrupted,
+    /// It could not be prepared, and what had been done until then could not be undone.
+    #[error("{error}; and of what was begun it is {dirty}")]
+    Left {
+        /// Why it could not be.
+        error: Box<Self>,
+        /// What is left.
+        dirty: Dirty,
+    },
+}
+
+impl SessionError {
+    /// Fails once somebody has asked for the end of the run, whose programs take their time to load.
+    fn if_interrupted() -> Result<(), Self> {
+        if signals::is_pending() { Err(Self::Interrupted) } else { Ok(()) }
+    }
 }
 
 impl From<kernel::Error> for SessionError {
@@ -288,15 +307,16 @@ impl Prepared {
         facts: Facts,
         attach: impl FnOnce(&mut Journal) -> Result<Box<dyn Run>, SessionError>,
     ) -> Result<Self, SessionError> {
-        let proc = |call| move |source| SessionError::Proc { call, source };
-        let owner = Process::current().map_err(proc("read /proc/self/stat"))?;
+        let proc = |source| SessionError::Proc { call: "read /proc/self/stat", source };
+        SessionError::if_interrupted()?;
+        let owner = Process::current().map_err(proc)?;
         let begun = Begun {
             format: FORMAT,
-            namespaces: Namespaces::own().map_err(proc("stat /proc/self/ns"))?,
+            namespaces: Namespaces::own()?,
             owner,
             device: facts.device.clone(),
             ifindex: facts.ifindex,
-            netns: target::current_netns().map_err(proc("stat /proc/thread-self/ns/net"))?,
+            netns: target::current_netns()?,
             rules: facts.rules.clone(),
             seed: facts.seed,
         };
@@ -311,11 +331,11 @@ impl Prepared {
             }
             Err(error) => {
                 // What could not be taken back is left, with the record of it, for the next sweep.
-                let taken_back = journal.take_back();
-                if taken_back.is_ok() && verify::gone(&[], journal.changes()).is_ok() {
-                    journal.end()?;
-                }
-                Err(error)
+                let undone = journal.take_back().and_then(|_held| {
+                    verify::gone(&[], journal.changes())?;
+                    journal.end().map_err(Dirty::journal)
+                });
+                Err(left(error, undone.err()))
             }
         }
     }
@@ -329,9 +349,9 @@ impl Prepared {
         Ok(())
     }
 
-    /// Ends what an error has stopped; what remains to be said is that error, or that something is left.
+    /// Ends what an error has stopped; what remains to be said is that error, and that something is left.
     fn given_up(self, error: SessionError) -> SessionError {
-        self.end().map_or_else(SessionError::from, |_| error)
+        left(error, self.end().dirty)
     }
 
     /// The run's id, by which `faultline stop` knows it.
@@ -381,21 +401,39 @@ impl Prepared {
     }
 
     /// Detaches what is disarmed, and checks that nothing is left. The counts are those after the last packet.
-    ///
-    /// # Errors
-    ///
-    /// [`Dirty`] if something is still there, or that cannot be established.
-    pub fn end(self) -> Result<RunReport, Dirty> {
+    #[must_use]
+    pub fn end(self) -> Ended {
         let Self { facts: _, mut run, journal } = self;
         let hooks = run.hooks();
         let queue_lost = run.detach();
         let taken_back = journal.take_back();
-        let report = run.counters().map(|counters| run.report(&counters));
+        let counters = run.counters();
+        let report = counters.as_ref().map_or_else(|_| RunReport::default(), |counters| run.report(counters));
         drop(run);
-        let _held = taken_back?;
-        verify::gone(&hooks, journal.changes())?;
-        journal.end().map_err(Dirty::journal)?;
-        Ok(RunReport { queue_lost, ..report.map_err(Dirty::unknown)? })
+        let undone = taken_back.and_then(|_held| {
+            verify::gone(&hooks, journal.changes())?;
+            journal.end().map_err(Dirty::journal)
+        });
+        Ended { report: RunReport { queue_lost, ..report }, uncounted: counters.err(), dirty: undone.err() }
+    }
+}
+
+/// What has become of a run that is over.
+#[derive(Debug)]
+pub struct Ended {
+    /// What it did; without any rule if that could not be counted.
+    pub report: RunReport,
+    /// Why it could not be.
+    pub uncounted: Option<kernel::Error>,
+    /// What is still there of it, or why that cannot be established.
+    pub dirty: Option<Dirty>,
+}
+
+/// The error that has stopped a run, with what is left of that.
+fn left(error: SessionError, dirty: Option<Dirty>) -> SessionError {
+    match dirty {
+        Some(dirty) => SessionError::Left { error: Box::new(error), dirty },
+        None => error,
     }
 }
 
@@ -446,16 +484,15 @@ impl Armed {
     }
 
     /// Disarms, detaches, and checks that nothing is left. The counts are those after the last packet.
-    ///
-    /// # Errors
-    ///
-    /// [`Dirty`] if something is still there, or that cannot be established.
-    pub fn end(self) -> Result<RunReport, Dirty> {
+    #[must_use]
+    pub fn end(self) -> Ended {
         let Self { mut prepared, since: _, until: _, lease } = self;
-        // Should this write fail, the lease ends the same way, and the links close at any rate.
         let disarmed = lease.end(&mut *prepared.run);
-        let report = prepared.end()?;
-        disarmed.map_err(Dirty::unknown)?;
-        Ok(report)
+        let mut ended = prepared.end();
+        if let Err(error) = disarmed {
+            // The lease ends the same way, and the links close at any rate: that they have is looked at.
+            ended.report.remarks.push(format!("it was detached without being disarmed first: {error}"));
+        }
+        ended
     }
 }

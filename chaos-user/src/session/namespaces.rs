@@ -1,8 +1,10 @@
 //! From where an owner saw what it changed. Somebody elsewhere may not see that; what is not seen is not gone.
 
-use std::{fs, io, os::unix::fs::MetadataExt};
+use std::{fs, os::unix::fs::MetadataExt};
 
 use serde::{Deserialize, Serialize};
+
+use crate::kernel;
 
 /// The namespaces that decide what a process can see, by inode number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,8 +27,12 @@ impl Namespaces {
     /// # Errors
     ///
     /// If `/proc` cannot be read.
-    pub fn own() -> io::Result<Self> {
-        let inode = |name| fs::metadata(format!("/proc/self/ns/{name}")).map(|file| file.ino());
+    pub fn own() -> kernel::Result<Self> {
+        let inode = |name| {
+            let path = format!("/proc/self/ns/{name}");
+            let file = fs::metadata(&path).map_err(|source| kernel::Error::new("stat", path, source))?;
+            Ok(file.ino())
+        };
         Ok(Self { pid: inode("pid")?, mnt: inode("mnt")?, cgroup: inode("cgroup")? })
     }
 

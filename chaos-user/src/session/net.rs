@@ -135,6 +135,7 @@ impl NetRun {
             far,
             generation: clock::exact(),
         };
+        SessionError::if_interrupted()?;
         let mut programs = Programs::load(&tables, plan.seed, environment)?;
         for (direction, detour) in &mut detours {
             detour.attach(&mut programs, *direction)?;
@@ -142,10 +143,12 @@ impl NetRun {
         let mut attachments = Vec::new();
         if let Some(device) = &plan.device {
             for direction in directions {
+                SessionError::if_interrupted()?;
                 let rules = plan.rules.iter().filter(|rule| rule.direction == direction);
                 let faults: Vec<_> = rules.flat_map(Rule::faults).collect();
                 attachments.push(Attachment::new(&mut programs, device, &faults, direction, journal)?);
             }
+            SessionError::if_interrupted()?;
             if plan.exact {
                 change::features_off(device.ifindex, journal)?;
             }
@@ -168,6 +171,7 @@ impl NetRun {
             }
         }
         for (process, rules) in wanted {
+            SessionError::if_interrupted()?;
             kernel::sockets::each(process, |socket| programs.mark(socket, rules))?;
         }
         let detours: Vec<_> = detours.into_iter().map(|(_, detour)| detour).collect();

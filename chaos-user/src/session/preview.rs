@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, io,
+    fmt,
     net::SocketAddr,
 };
 
@@ -100,9 +100,6 @@ pub enum PreviewError {
     /// Something of `/proc`.
     #[error("read /proc: {0}")]
     Proc(#[from] procfs::ProcError),
-    /// The network namespace.
-    #[error("stat /proc/thread-self/ns/net: {0}")]
-    Netns(#[from] io::Error),
 }
 
 impl Preview {

@@ -116,9 +116,10 @@ impl SkewRun {
             wanted.extend(target.processes()?.into_iter().map(|process| (process, 1)));
         }
         programs.add_processes(&wanted)?;
+        SessionError::if_interrupted()?;
         let guard = Guard::begin(journal.id()).map_err(proc("start a guard"))?;
         journal.note(Change::Vdso(VdsoChange::of(&patch))).map_err(unwritten)?;
-        let clocks = Arc::new(Clocks::new(patch.clone()).map_err(proc("read /proc/self"))?);
+        let clocks = Arc::new(Clocks::new(patch.clone())?);
         let run = Self {
             plan,
             programs,
@@ -143,6 +144,7 @@ impl SkewRun {
     fn adopt_all(&self) -> Result<(), SessionError> {
         let mut refused = None;
         for process in self.processes()? {
+            SessionError::if_interrupted()?;
             let is_it = |target: &Target| matches!(target, Target::Process(tree) if tree.pid == process);
             let is_named = self.plan.targets.iter().any(is_it);
             let done = if is_named { self.adopt_named(process) } else { self.clocks.adopt(process) };

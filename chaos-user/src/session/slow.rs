@@ -121,7 +121,8 @@ impl SlowRun {
 }
 
 pub(super) fn unwritten(error: Unwritten) -> SessionError {
-    SessionError::Kernel(kernel::Error::new("write", "the journal", std::io::Error::other(error)))
+    let other = |error| kernel::Error::new("write", "the journal", std::io::Error::other::<Unwritten>(error));
+    error.downcast().map_or_else(|error| other(error).into(), |error| SessionError::Journal(*error))
 }
 
 impl Run for SlowRun {

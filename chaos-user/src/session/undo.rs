@@ -81,16 +81,12 @@ pub(super) fn take_back(
     undone.into_iter().collect::<kernel::Result<Vec<_>>>().map_err(Dirty::unknown)?;
     networks?;
     if let Some(change) = here.iter().find(|change| matches!(change, Change::Vdso(_)))
-        && !own()?.sees_processes_of(&begun.namespaces)
+        && !Namespaces::own().map_err(Dirty::unknown)?.sees_processes_of(&begun.namespaces)
     {
         let what = "the processes of its target, if there are any left, are not seen from this pid namespace";
         return Err(Dirty::unseen(what, change));
     }
     Ok(Some(held))
-}
-
-fn own() -> std::result::Result<Namespaces, Dirty> {
-    Namespaces::own().map_err(|source| Dirty::unknown(kernel::Error::new("stat", "/proc/self/ns", source)))
 }
 
 /// Takes changes of interfaces back where these were, or have been moved to.
@@ -131,7 +127,7 @@ fn in_networks(begun: &Begun, changes: &[&Change]) -> std::result::Result<(), Di
             Sought::Nowhere => hidden.clone(),
         };
         let unseen = unseen.or_else(|| {
-            let sees = own().is_ok_and(|own| own.sees_networks_of(&begun.namespaces));
+            let sees = Namespaces::own().is_ok_and(|own| own.sees_networks_of(&begun.namespaces));
             (!sees).then(|| "its network namespace is not seen from here".into())
         });
         if let Some(what) = unseen {

@@ -1,23 +1,18 @@
 //! What an owner does while its fault is armed: renew the lease, report, and notice what ends it.
 
 use std::{
-    io,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::BorrowedFd,
     time::{Duration, Instant},
 };
 
-use nix::{
-    errno::Errno,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::{
-        signal::{SigSet, Signal},
-        signalfd::{SfdFlags, SignalFd},
-    },
-};
+use nix::sys::signal::Signal;
 
 use super::{Armed, Entry, Lapsed, RENEWAL, RunReport, SessionError};
 use crate::{
-    kernel::{self, clock},
+    kernel::{
+        self, clock,
+        signals::{News, Signals},
+    },
     target::{Names, Target},
 };
 
@@ -52,87 +47,41 @@ pub enum Ending {
     Unheard,
 }
 
-/// Told of the counts every second.
+impl From<News> for Ending {
+    fn from(news: News) -> Self {
+        match news {
+            News::Signal(signal, _) => Self::Signal(signal),
+            News::Gone => Self::Unheard,
+        }
+    }
+}
+
+/// Told of what happens. Whoever is told must not wait: the lease is renewed by the same thread.
 pub trait Observer {
-    /// Progress; an error ends the fault.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be told.
-    fn progress(&mut self, armed: &Armed, report: &RunReport) -> io::Result<()>;
+    /// The counts, every second.
+    fn progress(&mut self, armed: &Armed, report: &RunReport);
 
     /// It has ended so but for what has to become right by and by, which takes about this long.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be told.
-    fn settling(&mut self, ending: Ending, time: Duration) -> io::Result<()>;
+    fn settling(&mut self, ending: Ending, time: Duration);
 
     /// Where it tells; the fault ends when nobody reads there any more.
     fn output(&self) -> BorrowedFd<'_>;
-}
 
-/// The signals that end a fault, kept from killing the process so that it ends in order. They do even while
-/// it is being prepared: one that came before [`watch`] is seen there at once.
-#[derive(Debug)]
-pub struct Signals(SignalFd);
-
-impl Signals {
-    /// Takes them over for the calling thread, which must be the only one.
-    ///
-    /// # Errors
-    ///
-    /// The kernel's.
-    pub fn take() -> io::Result<Self> {
-        let mut set = SigSet::empty();
-        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
-            set.add(signal);
-        }
-        set.thread_block()?;
-        Ok(Self(SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?))
-    }
-
-    /// The next of them, if one has come.
-    ///
-    /// # Errors
-    ///
-    /// The kernel's.
-    pub fn next(&self) -> io::Result<Option<Signal>> {
-        let signal = self.0.read_signal()?;
-        Ok(signal.and_then(|signal| Signal::try_from(signal.ssi_signo.cast_signed()).ok()))
-    }
-
-    /// Waits for one of them or for the reader of `output` to leave, at most this long.
-    fn wait(&self, output: Option<BorrowedFd<'_>>, longest: Duration) -> io::Result<Option<Ending>> {
-        // Rounded up: a wait that ends too soon would spin until its time has come.
-        let milliseconds = u16::try_from(longest.as_micros().div_ceil(1000)).unwrap_or(u16::MAX);
-        // Nothing is asked of the output: that its other end is closed is said unasked.
-        let mut watched = vec![PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
-        watched.extend(output.map(|output| PollFd::new(output, PollFlags::empty())));
-        match poll(&mut watched, PollTimeout::from(milliseconds)) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-        if let Some(signal) = self.next()? {
-            return Ok(Some(Ending::Signal(signal)));
-        }
-        let unheard = |output: &PollFd| output.revents().is_some_and(|events| !events.is_empty());
-        Ok(watched.get(1).is_some_and(unheard).then_some(Ending::Unheard))
-    }
+    /// Whether nobody does, as far as was found by writing there.
+    fn is_unheard(&self) -> bool;
 }
 
 /// Keeps a fault alive until something ends it.
 ///
 /// # Errors
 ///
-/// [`SessionError`] if the lease cannot be renewed or the counts cannot be read.
+/// [`SessionError`] if the lease cannot be renewed.
 pub fn watch(
     armed: &mut Armed,
     signals: &Signals,
     names: Option<&Names>,
     observer: &mut dyn Observer,
 ) -> Result<Ending, SessionError> {
-    let proc = |source| SessionError::Proc { call: "poll(signalfd)", source };
     let mut renewal = Instant::now() + RENEWAL;
     armed.prepared.run.prod()?;
     let mut heard = true;
@@ -142,17 +91,17 @@ pub fn watch(
         let wait =
             armed.until_next(settling.is_some()).min(renewal.saturating_duration_since(Instant::now()));
         let output = heard.then(|| observer.output());
-        let ending = match signals.wait(output, wait).map_err(proc)? {
+        let ending = match signals.wait(output, wait)?.map(Ending::from) {
             Some(ending) => Some(ending),
+            None if heard && observer.is_unheard() => Some(Ending::Unheard),
             None if settling.is_some() => armed.lost()?,
-            None if !heard => Some(Ending::Unheard),
             None => armed.ending()?,
         };
         heard &= ending != Some(Ending::Unheard);
         match (ending, settling) {
             (Some(ending @ (Ending::Elapsed | Ending::Signal(_) | Ending::Unheard)), None) => {
                 let Some(time) = armed.settle() else { return Ok(ending) };
-                heard &= observer.settling(ending, time).is_ok();
+                observer.settling(ending, time);
                 settling = Some(ending);
             }
             // Whoever asks twice does not want to wait, and there may be nobody left.
@@ -174,8 +123,10 @@ pub fn watch(
                 return Ok(Ending::Lapsed(lapsed));
             }
             armed.prepared.run.prod()?;
-            let report = armed.counts()?;
-            heard = heard && observer.progress(armed, &report).is_ok();
+            // What cannot be read now is only not shown now.
+            if let Ok(report) = armed.counts() {
+                observer.progress(armed, &report);
+            }
         }
     }
 }

@@ -32,7 +32,7 @@ pub enum Sought<T> {
 ///
 /// If it is found and cannot be entered.
 pub fn within<T: Send>(inode: u64, action: impl FnOnce() -> T + Send) -> io::Result<Sought<T>> {
-    if current()? == inode {
+    if current().map_err(|error| error.source)? == inode {
         return Ok(Sought::Found(action()));
     }
     let mut action = Some(action);

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeSet,
-    io,
     sync::mpsc::{Receiver, sync_channel},
     thread,
     time::Duration,
@@ -11,6 +10,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::peer::resolve;
+use crate::kernel::{self, signals};
 
 /// How often. Resolvers that keep answers keep them for their time.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -25,7 +25,7 @@ impl Names {
     /// # Errors
     ///
     /// If there can be no other thread.
-    pub fn follow(names: BTreeSet<String>) -> io::Result<Self> {
+    pub fn follow(names: BTreeSet<String>) -> kernel::Result<Self> {
         let (found, receiver) = sync_channel(16);
         let follow = move || {
             loop {
@@ -40,7 +40,7 @@ impl Names {
                 }
             }
         };
-        thread::Builder::new().name("names".into()).spawn(follow)?;
+        signals::thread("names", follow)?;
         Ok(Self(receiver))
     }
 

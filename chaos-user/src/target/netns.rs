@@ -11,7 +11,10 @@ use std::{
 
 use nix::sched::{CloneFlags, setns};
 
-use crate::spec::{FileError, Invalid, open_file, parse_pid};
+use crate::{
+    kernel,
+    spec::{FileError, Invalid, open_file, parse_pid},
+};
 
 /// The calling thread's.
 pub(super) const OWN: &str = "/proc/thread-self/ns/net";
@@ -121,8 +124,9 @@ impl Home {
 /// # Errors
 ///
 /// If `/proc` is not mounted.
-pub fn current() -> io::Result<u64> {
-    Ok(File::open(OWN)?.metadata()?.ino())
+pub fn current() -> kernel::Result<u64> {
+    let stat = std::fs::metadata(OWN);
+    Ok(stat.map_err(|source| kernel::Error::new("stat", OWN, source))?.ino())
 }
 
 #[cfg(test)]

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, io, path::PathBuf, process};
 
-use procfs::process::{Process, all_processes};
+use procfs::{
+    ProcError,
+    process::{Process, all_processes},
+};
 
 use super::CgroupError;
 use crate::{
@@ -55,7 +58,10 @@ impl Tree {
             return Ok(Vec::new());
         }
         let all = all_processes().map_err(|error| {
-            let source = io::Error::other(error);
+            let source = match error {
+                ProcError::Io(source, _) => source,
+                other => io::Error::other(other),
+            };
             CgroupError::Kernel(Error::new("readdir", "/proc", source))
         })?;
         let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();

@@ -1,21 +1,34 @@
-//! Before anything begins, while it is looked up what is meant: files that never end.
+//! Before anything begins, while it is looked up what is meant: files that never end, names that nobody knows.
 
 use std::{
     fs::{self, File},
+    net::UdpSocket,
     path::Path,
 };
 
-use nix::{sys::stat::Mode, unistd::mkfifo};
-
-use super::{environment::one_sentence, scene::at_once};
-use crate::{
-    error::{Context, Result},
-    faultline::Faultline,
-    harness::Test,
-    inventory::Inventory,
+use nix::{
+    mount::{MsFlags, mount, umount},
+    sys::{signal::Signal, stat::Mode},
+    unistd::mkfifo,
 };
 
-pub(super) const TESTS: &[Test] = &[Test::new("input::only_files_of_bounded_size", files).waits()];
+use super::{
+    environment::one_sentence,
+    scene::{PATIENCE, at_once, records},
+};
+use crate::{
+    ensure,
+    error::{Context, Result},
+    faultline::Faultline,
+    harness::{Need, Test},
+    inventory::Inventory,
+    lab::Netns,
+};
+
+pub(super) const TESTS: &[Test] = &[
+    Test::new("input::only_files_of_bounded_size", files).waits(),
+    Test::new("life::a_signal_ends_a_look_up", signal_ends_look_up).needs(&[Need::Root, Need::Btf]).waits(),
+];
 
 /// Whatever else a file's name stands for is not waited for, and not read.
 fn files() -> Result {
@@ -56,5 +69,46 @@ fn files() -> Result {
         }
     }
     fs::remove_dir_all(folder).context("rm")?;
+    before.wait_until_equal(&[], at_once())
+}
+
+/// By names that a server is asked for who does not answer; and what is said of one that cannot be asked.
+fn signal_ends_look_up() -> Result {
+    let before = Inventory::take(&[])?;
+    let netns = Netns::new()?;
+    let none: Option<&str> = None;
+    mount(Some("tmpfs"), "/etc", Some("tmpfs"), MsFlags::empty(), none).context("mount on /etc")?;
+    fs::write("/etc/resolv.conf", "nameserver 127.0.0.1\noptions timeout:30 attempts:5\n")
+        .context("write")?;
+    let words = ["net", "loss", "1%", "--dev", "lo", "--peer", "never.example.com"];
+    let server = netns.run(|| UdpSocket::bind(("127.0.0.1", 53)).context("bind"))?;
+    server.set_read_timeout(Some(PATIENCE)).context("SO_RCVTIMEO")?;
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
+        let fault = Faultline::start_with(&words, |command| netns.home_of(command))?;
+        server.recv_from(&mut [0; 512]).context("nobody asks for the name")?;
+        fault.kill(signal)?;
+        let exit = fault.wait(at_once())?;
+        let silent = exit.stderr.is_empty() && exit.stdout.is_empty() && exit.events.is_empty();
+        ensure!(exit.code == Some(130) && silent, "{signal}: {exit:?}");
+        ensure!(records()?.is_empty(), "{signal}: left {:?}", records());
+        // What it asked besides, for the other family.
+        server.set_nonblocking(true).context("ioctl(FIONBIO)")?;
+        while server.recv_from(&mut [0; 512]).is_ok() {}
+        server.set_nonblocking(false).context("ioctl(FIONBIO)")?;
+    }
+    drop(server);
+    // Right words, in a file as well, and nobody who knows.
+    fs::write("/run/peers", "10.0.0.7\nnever.example.com\n").context("write")?;
+    let ask = |peer: &str| {
+        let words = [&words[..6], &[peer]].concat();
+        Faultline::run_with(&words, |command| netns.home_of(command))
+    };
+    one_sentence(&ask("never.example.com")?, 3, &["--peer: never.example.com does not resolve"])?;
+    one_sentence(&ask("@/run/peers")?, 3, &["/run/peers:2: never.example.com does not resolve"])?;
+    fs::write("/run/peers", "10.0.0.7\n\n10.0.0.0/x\n").context("write")?;
+    one_sentence(&ask("@/run/peers")?, 2, &["/run/peers:3: '10.0.0.0/x'"])?;
+    fs::remove_file("/run/peers").context("rm")?;
+    umount("/etc").context("umount /etc")?;
+    drop(netns);
     before.wait_until_equal(&[], at_once())
 }

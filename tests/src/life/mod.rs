@@ -12,8 +12,10 @@ mod lease;
 mod lookups;
 mod output;
 mod owners;
+mod readers;
 pub(crate) mod scene;
 mod sweep;
+mod trouble;
 mod twice;
 mod vanishing;
 
@@ -32,7 +34,9 @@ pub(crate) const TESTS: &[&[Test]] = &[
     lookups::TESTS,
     output::TESTS,
     owners::TESTS,
+    readers::TESTS,
     sweep::TESTS,
+    trouble::TESTS,
     twice::TESTS,
     vanishing::TESTS,
 ];
