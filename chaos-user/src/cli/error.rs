@@ -130,6 +130,9 @@ impl CliError {
             | Self::Rules(_)
             | Self::Room(_)
             | Self::Calls(_)
+            | Self::Unaimed
+            | Self::WithoutClocks
+            | Self::WithoutCgroup
             | Self::Place(PlaceError::Glob(_))
             | Self::Profile(_)
             | Self::NoBuiltIn(_)
@@ -143,9 +146,6 @@ impl CliError {
             Self::Sweep(SweepError::Journal(JournalError::Refused { .. })) => Code::Dirty,
             // It cannot be done here, or now.
             Self::NotRoot
-            | Self::Unaimed
-            | Self::WithoutClocks
-            | Self::WithoutCgroup
             | Self::Held { .. }
             | Self::Place(_)
             | Self::Device(_)

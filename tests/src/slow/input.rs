@@ -34,7 +34,7 @@ pub(super) fn refused() -> Result {
     check(&[&rate[..], &disk, &["--pid", "1"]].concat(), 2, &["--pid", "--cgroup"])?;
     check(&[&rate[..], &to].concat(), 2, &["--dev-block", "required"])?;
     check(&[&rate[..], &to, &["--path", "/tmp/*.db"]].concat(), 2, &["--path", "whole device"])?;
-    check(&[&rate[..], &disk].concat(), 3, &["--cgroup, --unit or --container"])?;
+    check(&[&rate[..], &disk].concat(), 2, &["--cgroup, --unit or --container"])?;
     check(&[&rate[..], &to, &["--dev-block", "4095:7"]].concat(), 3, &["4095:7", "lsblk"])?;
     check(&[&rate[..], &to, &["--dev-block", "/dev/null"]].concat(), 3, &["not a block device"])?;
     check(&[&rate[..], &to, &["--path", "/proc"]].concat(), 3, &["/proc", "--dev-block"])?;

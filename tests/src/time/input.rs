@@ -101,7 +101,7 @@ fn nobody() -> Result {
         Faultline::check_refused(&words, 3, says).context(format_args!("{aim:?}"))
     };
     // Nobody is meant.
-    skew(&[], &["--cgroup", "--pid"])?;
+    Faultline::check_refused(&["time", "skew", "--offset", "1h"], 2, &["--cgroup", "--pid"])?;
     let gone = {
         let clock = Clock::start(None)?;
         clock.pid().to_string()
