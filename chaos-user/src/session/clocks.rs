@@ -250,8 +250,8 @@ impl Clocks {
     }
 }
 
-/// Makes room for a file of each process, before there are threads: the kernel has a process of several wait until all CPUs
-/// have passed by when its table of files grows, and a CPU on which a program is held does not pass by.
+/// Makes room for a file of each process, before any program is held: the kernel has a process of several threads wait until
+/// all CPUs have passed by when its table of files grows, and a CPU on which a program is held does not pass by.
 fn make_room() -> kernel::Result<()> {
     const FILES: u64 = 1 << 16;
     let error = |call| move |source: io::Error| kernel::Error::new(call, "the number of open files", source);
