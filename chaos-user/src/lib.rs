@@ -2,6 +2,7 @@
 
 pub mod cli;
 pub mod fault;
+pub mod host;
 pub mod kernel;
 pub mod session;
 pub mod spec;

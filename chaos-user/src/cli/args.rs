@@ -14,7 +14,7 @@ use super::{
     call_args::{DenyOptions, FailCommand, SysCommand},
     slow::FileCommand,
     time::TimeCommand,
-    whom::WhomOptions,
+    whom::{WhomOptions, with_everything},
 };
 use crate::{
     spec::{
@@ -229,6 +229,9 @@ pub(super) struct FaultOptions {
     /// Whose sockets' packets.
     #[command(flatten)]
     whom: WhomOptions,
+    /// Of refuse: connections of all processes of this machine; without this, --cgroup / and --pid 1 are refused
+    #[arg(long)]
+    everything: bool,
     /// Act on N matching packets at most, those after the skipped ones
     #[arg(long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     first: Option<u64>,
@@ -241,7 +244,7 @@ pub(super) struct FaultOptions {
 #[derive(Debug, Args)]
 pub(super) struct RunOptions {
     /// The interface; that of the target's network namespace if it has one only
-    #[arg(long, value_name = "IFACE", value_parser = NonEmptyStringValueParser::new(), required_unless_present_any = ["cgroup", "unit", "container", "pid"])]
+    #[arg(long, value_name = "IFACE", value_parser = NonEmptyStringValueParser::new(), required_unless_present_any = ["cgroup", "unit", "container", "pid", "everything"])]
     dev: Option<String>,
     /// Network namespace of the interface: a name, a path, or pid:N for that of a process; that of the target if not
     /// given
@@ -437,6 +440,12 @@ impl FaultOptions {
 
     /// Whether the options go with a cut.
     fn check_cut(&self, cut: Option<Cut>) -> Result<(), &'static str> {
+        with_everything(self.whom.clone().owners(), self.everything)?;
+        if self.everything && !matches!(cut, Some(Cut::Refuse(_))) {
+            return Err(
+                "--everything goes with refuse: other faults are of an interface's packets at the most",
+            );
+        }
         let Some(cut) = cut else { return Ok(()) };
         let Self { peer, direction, proto, from, sport, whom, .. } = self;
         let tcp_alone = proto.iter().all(|proto| *proto == Protocol::Tcp);
@@ -447,9 +456,9 @@ impl FaultOptions {
             Cut::Reset | Cut::Timeout if !tcp_alone => {
                 Err("reset and timeout are of TCP connections: leave --proto out")
             }
-            Cut::Refuse(_) if whom.is_empty() => {
-                Err("refuse needs to know whose connect() fails: --cgroup, --unit, --container or --pid")
-            }
+            Cut::Refuse(_) if whom.is_empty() && !self.everything => Err(
+                "refuse needs to know whose connect() fails: --cgroup, --unit, --container, --pid or --everything",
+            ),
             Cut::Refuse(_) if direction.is_some() || !from.is_empty() || !sport.is_empty() => Err(
                 "refuse comes before any packet: it has no --direction, and no --from or --sport are settled yet",
             ),
@@ -459,9 +468,10 @@ impl FaultOptions {
 
     /// Which packets.
     fn selectors(self) -> Selectors {
-        let Self { to, from, port, sport, proto, whom, peer, exclude, .. } = self;
-        let owners = whom.owners();
-        Selectors { to, from, port, sport, proto, owners, peers: peer, excluded: exclude, question: None }
+        let Self { to, from, port, sport, proto, whom, everything, peer, exclude, .. } = self;
+        let owners = with_everything(whom.owners(), everything).unwrap_or_default();
+        let (peers, excluded) = (peer, exclude);
+        Selectors { to, from, port, sport, proto, owners, everything, peers, excluded, question: None }
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
     kernel::signals::Waiting,
     session::{CallPlan, Prepared},
     spec::{CallFault, CallMatch, NameSpec, UserSpec},
-    target::{Cgroup, CgroupError, Places, Target, device_number},
+    target::{Cgroup, Places, Target, device_number},
 };
 
 /// Does to calls what was asked until its time is over or something ends it.
@@ -50,6 +50,7 @@ pub(super) fn run(typed: Typed) -> Result<Code, CliError> {
     let seed = spec.seed.map_or_else(draw_seed, Ok)?;
     let tables = CallTables::new(&rules, seed)?;
     let plan = CallPlan { targets, rules, tables, seed, duration: spec.duration, by: spec.by, own_files };
+    plan.check()?;
     if run.plan {
         let preview = plan.preview()?;
         report::preview(&preview, run.json)?;
@@ -75,17 +76,18 @@ fn look_up(fault: &CallFault) -> Result<(Wanted, Vec<Target>, [chaos_ebpf::call:
     let (mut cgroups, mut processes) = (Vec::new(), Vec::new());
     for owner in owners {
         let target = Target::find(owner)?;
-        if target.processes()?.is_empty() {
-            let place = target.to_string();
-            return Err(CgroupError::Empty { owner: owner.clone(), place }.into());
+        if target.is_everybody() && paths.is_empty() {
+            return Err(CliError::Everybody(owner.clone()));
         }
+        // What is meant by a path is asked of each of them.
+        target.inhabitants(owner, !paths.is_empty())?;
         match &target {
             Target::Cgroup(Cgroup { id, level, .. }) => cgroups.push(CgroupId { id: *id, level: *level }),
             Target::Process(tree) => processes.push(tree.pid),
         }
         targets.push(target);
     }
-    let mut kernel = Places::new(&targets)?;
+    let mut kernel = Places::new(if paths.is_empty() { &[] } else { &targets })?;
     let mut places = Vec::new();
     for path in paths {
         places.extend(kernel.find(path)?);

@@ -4,8 +4,8 @@ use std::io::{self, Write};
 
 use chaos_ebpf::abi::Direction;
 
-use super::{CliError, Code, OutputError, owners};
-use crate::kernel::probe::{self, FaultSupport, Finding, Report, State};
+use super::{CliError, Code, OutputError, net::require_root, owners};
+use crate::kernel::probe::{self, FaultSupport, Finding, MissingRight, Report, State};
 
 /// Width of the longest mechanism's name.
 const NAME: usize = 17;
@@ -15,7 +15,7 @@ const STATE: usize = 7;
 /// Says what this kernel can do.
 pub(super) fn run(json: bool) -> Result<Code, CliError> {
     // Without root nothing can be swept, and the report says what else cannot be done.
-    let swept = if nix::unistd::geteuid().is_root() { owners::sweep_first()? } else { Code::Success };
+    let swept = if require_root().is_ok() { owners::sweep_first()? } else { Code::Success };
     let report = probe::run();
     let mut out = io::stdout().lock();
     let printed = if json {
@@ -34,14 +34,17 @@ pub(super) fn run(json: bool) -> Result<Code, CliError> {
 ///
 /// Those of `out`.
 fn print_text(report: &Report, out: &mut impl Write) -> io::Result<()> {
-    let Report { faultline, kernel, architecture, ready, unprivileged, .. } = report;
+    let Report { faultline, kernel, architecture, ready, unprivileged, missing_rights, .. } = report;
     let unknown = || "unknown".to_owned();
     writeln!(out, "Faultline {faultline} on Linux {kernel} ({architecture})")?;
     writeln!(out, "lockdown: {}", report.lockdown.clone().unwrap_or_else(unknown))?;
     let modules = report.security_modules.as_ref().map_or_else(unknown, |modules| modules.join(", "));
     writeln!(out, "security modules: {modules}")?;
-    if let Some(reason) = unprivileged {
-        writeln!(out, "rights: Faultline {reason}; below is what can be told without")?;
+    match unprivileged {
+        Some(reason) => writeln!(out, "rights: {reason}; below is what can be told without")?,
+        None => missing_rights.iter().try_for_each(|MissingRight { capability, needed_to }| {
+            writeln!(out, "rights: no {capability}, which it takes to {needed_to}")
+        })?,
     }
     writeln!(out)?;
     // Without rights all that needs them is unknown for that one reason.
@@ -50,7 +53,8 @@ fn print_text(report: &Report, out: &mut impl Write) -> io::Result<()> {
         print_finding(finding, out)?;
     }
     if unprivileged.is_some() {
-        writeln!(out, "  {:NAME$}  {:STATE$}  run faultline doctor as root", "all others", "unknown")?;
+        let remedy = "run faultline doctor with the host root's rights";
+        writeln!(out, "  {:NAME$}  {:STATE$}  {remedy}", "all others", "unknown")?;
     }
     writeln!(out, "\nFaults on this kernel:")?;
     for fault in &report.faults {
@@ -82,7 +86,7 @@ fn print_finding(finding: &Finding, out: &mut impl Write) -> io::Result<()> {
 }
 
 fn print_fault(support: &FaultSupport, untried: bool, out: &mut impl Write) -> io::Result<()> {
-    let FaultSupport { fault, direction, mechanism, fallbacks, missing } = support;
+    let FaultSupport { fault, direction, mechanism, fallbacks, missing, rights } = support;
     let names = |mechanisms: &[_]| mechanisms.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let name = match direction {
         Direction::Call => fault.name().to_owned(),
@@ -92,6 +96,10 @@ fn print_fault(support: &FaultSupport, untried: bool, out: &mut impl Write) -> i
         Some(mechanism) if fallbacks.is_empty() => writeln!(out, "  {name:NAME$}  by {mechanism}"),
         Some(mechanism) => writeln!(out, "  {name:NAME$}  by {mechanism}, else {}", names(fallbacks)),
         None if untried => writeln!(out, "  {name:NAME$}  unknown"),
+        None if !rights.is_empty() => {
+            let rights: Vec<_> = rights.iter().map(ToString::to_string).collect();
+            writeln!(out, "  {name:NAME$}  cannot be had: no {}", rights.join(", "))
+        }
         None => writeln!(out, "  {name:NAME$}  cannot be had: no {}", names(missing)),
     }
 }

@@ -9,9 +9,10 @@ use super::{
 };
 use crate::{
     fault::{CallError, TooMany, net::TooManyWaiting},
+    host::HostError,
     kernel::{self, signals},
     session::{ApplyError, Dirty, JournalError, PreviewError, SessionError, SweepError},
-    spec::Invalid,
+    spec::{Invalid, Owner},
     target::{CgroupError, DeviceError, NetnsError, PeerError, PlaceError},
 };
 
@@ -41,6 +42,12 @@ pub enum CliError {
     /// A limit of nobody.
     #[error("who is slow? Say it with --cgroup, --unit or --container")]
     WithoutCgroup,
+    /// One that would hit everybody, by a target that is all processes.
+    #[error("{0} is every process of this machine: write --everything in its place if that is meant")]
+    Everybody(Owner),
+    /// What this process may not do, or not where it is.
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// A limit that would hit whom nothing may hit.
     #[error(
         "{who} is in {place}, and a limit of a cgroup is of all in it; start it elsewhere, or aim at another"
@@ -130,6 +137,7 @@ impl CliError {
             | Self::Rules(_)
             | Self::Room(_)
             | Self::Calls(_)
+            | Self::Everybody(_)
             | Self::Unaimed
             | Self::WithoutClocks
             | Self::WithoutCgroup
@@ -146,6 +154,7 @@ impl CliError {
             Self::Sweep(SweepError::Journal(JournalError::Refused { .. })) => Code::Dirty,
             // It cannot be done here, or now.
             Self::NotRoot
+            | Self::Host(_)
             | Self::Held { .. }
             | Self::Place(_)
             | Self::Device(_)

@@ -12,6 +12,7 @@ use chaos_ebpf::abi::Direction;
 use super::{
     CliError, Code,
     args::RunOptions,
+    out::say,
     owners,
     report::{self, Reporter},
     verdict::code,
@@ -21,12 +22,13 @@ use crate::{
         self, CgroupId,
         net::{self, Addresses, Found},
     },
+    host::{self, HostError, Use, rights},
     kernel::{
         self,
         signals::{Signals, Waiting},
     },
     session::{Ending, Observer, Plan, Prepared, SessionError, watch},
-    spec::{Exclusion, FaultSpec, NetSpec, Owner, Selectors},
+    spec::{Exclusion, FaultSpec, NetSpec, Owner, Selectors, Sides},
     target::{
         Cgroup, CgroupError, Device, DeviceError, Home, Names, Netns, Protected, Target, addresses,
         current_netns,
@@ -55,6 +57,7 @@ pub(super) fn run(first: FaultSpec, further: Vec<FaultSpec>, options: &RunOption
     let reporter = (!options.plan).then(|| Reporter::new(options.json, None)).transpose()?;
     let home = network.as_ref().map(Netns::enter).transpose()?;
     let plan = plan(&spec, rules, targets)?;
+    plan.check()?;
     let Some(reporter) = reporter else {
         let preview = plan.preview()?;
         report::preview(&preview, options.json)?;
@@ -91,6 +94,7 @@ fn act(
     names: Option<&Names>,
     reporter: &mut Reporter<'_>,
 ) -> Result<(Code, Ending), CliError> {
+    warn_of_run();
     reporter.prepared(&prepared);
     let (ending, ended) = match signals.wait(Some(reporter.output()), Duration::ZERO) {
         Ok(None) => {
@@ -151,7 +155,19 @@ fn rules(
 /// Everybody a fault is aimed at, each once.
 fn targets(spec: &NetSpec) -> Result<Vec<(Owner, Target)>, CliError> {
     let owners: BTreeSet<_> = spec.faults.iter().flat_map(|fault| &fault.selectors.owners).collect();
-    owners.into_iter().map(|owner| Ok((owner.clone(), Target::find(owner)?))).collect()
+    let found = owners.into_iter().map(|owner| Ok((owner.clone(), Target::find(owner)?)));
+    let found = found.collect::<Result<Vec<_>, CliError>>()?;
+    // Packets are an interface's at the most; what is asked for by connect() is everybody's.
+    for fault in spec.faults.iter().filter(|fault| fault.sides == Sides::Connect) {
+        for (owner, target) in found.iter().filter(|(owner, _)| fault.selectors.owners.contains(owner)) {
+            if fault.selectors.everything {
+                target.require_everybody(owner)?;
+            } else if target.is_everybody() {
+                return Err(CliError::Everybody(owner.clone()));
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// The network namespace that was named, or that of the targets.
@@ -222,7 +238,17 @@ pub(super) fn draw_seed() -> kernel::Result<u64> {
     Ok(u64::from(u32::from_ne_bytes(bytes)))
 }
 
-/// Refuses anybody but root, before anything is tried that would only half work.
+/// Refuses anybody but root, and whom root's rights were taken from, before anything is tried that would only half work.
 pub(super) fn require_root() -> Result<(), CliError> {
-    if nix::unistd::geteuid().is_root() { Ok(()) } else { Err(CliError::NotRoot) }
+    if !nix::unistd::geteuid().is_root() {
+        return Err(CliError::NotRoot);
+    }
+    Ok(rights::require(&[Use::Programs]).map_err(HostError::from)?)
+}
+
+/// Says so where the record of a run may be seen by nobody else.
+fn warn_of_run() {
+    if let Some(warning) = host::run::warning() {
+        say(warning);
+    }
 }

@@ -17,7 +17,7 @@ use crate::{
     kernel::{signals::Waiting, throttle::BlockDevice},
     session::{Prepared, SlowPlan, SlowRule},
     spec::{DeviceSpec, PathSpec, SlowOp, SlowSpec, Speed, parse_duration},
-    target::{Cgroup, CgroupError, PlaceError, Target, device_number, devices_of, disk},
+    target::{Cgroup, PlaceError, Target, device_number, devices_of, disk},
 };
 
 /// What is done to what processes do with files, and to the devices these are on.
@@ -98,6 +98,7 @@ pub(super) fn run(options: SlowOptions) -> Result<Code, CliError> {
         owners::sweep_before()?;
     }
     let found = look_up(&spec)?;
+    found.check()?;
     if plan {
         report::preview(&found.preview()?, json)?;
         return Ok(Code::Success);
@@ -112,11 +113,8 @@ fn look_up(spec: &SlowSpec) -> Result<SlowPlan, CliError> {
     let mut targets: Vec<Target> = Vec::new();
     for owner in &spec.owners {
         let target = Target::find(owner)?;
-        let processes = target.processes()?;
+        let processes = target.inhabitants(owner, true)?;
         let place = target.to_string();
-        if processes.is_empty() {
-            return Err(CgroupError::Empty { owner: owner.clone(), place }.into());
-        }
         for (process, who) in [(std::process::id(), "Faultline itself"), (1, "the first process")] {
             if processes.contains(&process) {
                 return Err(CliError::Held { place, who });

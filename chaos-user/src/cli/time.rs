@@ -11,7 +11,7 @@ use super::{
     net::{inject, require_root},
     owners,
     report::{self, Reporter},
-    whom::WhomOptions,
+    whom::{WhomOptions, with_everything},
 };
 use crate::{
     fault::{CallTables, CgroupId, Wanted},
@@ -20,7 +20,7 @@ use crate::{
     spec::{
         Clock, Invalid, Leap, Offset, Owner, Skew, SkewSpec, Slope, Strobe, parse_duration, parse_period,
     },
-    target::{Cgroup, CgroupError, Target},
+    target::{Cgroup, Target},
 };
 
 /// What is done to clocks.
@@ -65,6 +65,9 @@ pub(super) struct SkewOptions {
     /// Whose.
     #[command(flatten)]
     whom: WhomOptions,
+    /// Of all processes of this machine; without this, --cgroup / and --pid 1 are refused
+    #[arg(long)]
+    everything: bool,
     /// How long, such as 30s, 5m or 1h30m; until interrupted, or the command ends, if not given
     #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration, allow_hyphen_values = true)]
     duration: Option<Duration>,
@@ -101,15 +104,17 @@ impl SkewOptions {
             leap: self.leap,
         };
         let clocks: BTreeSet<Clock> = self.clock.iter().copied().collect();
+        let invalid = |error: Invalid| Cli::command().error(ErrorKind::ValueValidation, error);
+        let owners = with_everything(self.whom.clone().owners(), self.everything);
+        let owners = owners.map_err(|message| invalid(Invalid::new(message)))?;
         let spec = SkewSpec {
             skew,
             clocks: clocks.into_iter().collect(),
             allow_backwards: self.allow_backwards_monotonic,
-            owners: self.whom.clone().owners(),
+            owners,
             duration: self.duration,
             by: self.by,
         };
-        let invalid = |error: Invalid| Cli::command().error(ErrorKind::ValueValidation, error);
         spec.check().map_err(invalid)?;
         Ok(spec)
     }
@@ -133,7 +138,8 @@ pub(super) fn run(options: SkewOptions) -> Result<Code, CliError> {
         Some(Held::begin(&options.command)?)
     };
     spec.owners.extend(command.as_ref().map(|command| Owner::Process(command.pid())));
-    let plan = look_up(spec)?;
+    let plan = look_up(spec, options.everything)?;
+    plan.check()?;
     if options.plan {
         report::preview(&plan.preview()?, options.json)?;
         return Ok(Code::Success);
@@ -159,15 +165,17 @@ pub(super) fn run(options: SkewOptions) -> Result<Code, CliError> {
 }
 
 /// Whose clocks are meant.
-fn look_up(spec: SkewSpec) -> Result<SkewPlan, CliError> {
+fn look_up(spec: SkewSpec, everything: bool) -> Result<SkewPlan, CliError> {
     let mut targets: Vec<Target> = Vec::new();
     let mut wanted = Wanted::default();
     for owner in &spec.owners {
         let target = Target::find(owner)?;
-        if target.processes()?.is_empty() {
-            let place = target.to_string();
-            return Err(CgroupError::Empty { owner: owner.clone(), place }.into());
+        if everything {
+            target.require_everybody(owner)?;
+        } else if target.is_everybody() {
+            return Err(CliError::Everybody(owner.clone()));
         }
+        target.inhabitants(owner, true)?;
         match &target {
             Target::Cgroup(Cgroup { id, level, .. }) => {
                 wanted.cgroups.push(CgroupId { id: *id, level: *level });

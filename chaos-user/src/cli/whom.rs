@@ -37,6 +37,18 @@ impl GroupOptions {
     }
 }
 
+/// Those that are named; with `--everything` all processes, named so or not at all.
+pub(super) fn with_everything(owners: Vec<Owner>, everything: bool) -> Result<Vec<Owner>, &'static str> {
+    let is_everybody = |owner: &Owner| *owner == Owner::Process(1) || *owner == Owner::everybody();
+    match everything {
+        true if owners.is_empty() => Ok(vec![Owner::everybody()]),
+        true if !owners.iter().all(is_everybody) => {
+            Err("--everything is of everybody: leave it out, or --pid, --cgroup, --unit and --container")
+        }
+        _ => Ok(owners),
+    }
+}
+
 impl WhomOptions {
     pub(super) fn owners(self) -> Vec<Owner> {
         let mut owners = self.groups.owners();

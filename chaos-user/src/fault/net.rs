@@ -102,8 +102,18 @@ fn left_alone((exclusion, found): (&Exclusion, &Addresses)) -> Vec<(String, Matc
 /// Source and destination as remote and local end. A conversation is described as it is sent, so what is
 /// received of it has its destination where the description has its source.
 fn matches(spec: &FaultSpec, direction: Direction, found: &Found) -> Match {
-    let Selectors { to, from, mut port, sport, mut proto, owners: _, peers: _, excluded: _, question } =
-        spec.selectors.clone();
+    let Selectors {
+        to,
+        from,
+        mut port,
+        sport,
+        mut proto,
+        owners: _,
+        everything: _,
+        peers: _,
+        excluded: _,
+        question,
+    } = spec.selectors.clone();
     if proto.is_empty() && spec.impairments.cut.is_some_and(Cut::is_of_connections) {
         proto.push(spec::Protocol::Tcp);
     }

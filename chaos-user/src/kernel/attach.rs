@@ -2,6 +2,7 @@
 
 use std::{
     fs::File,
+    io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
 };
@@ -19,7 +20,10 @@ use super::{
     programs::Programs,
     sys::{self, Target},
 };
-use crate::target::Device;
+use crate::{
+    host::{Demands, Use},
+    target::Device,
+};
 
 /// A program on an interface.
 #[derive(Debug)]
@@ -74,7 +78,7 @@ impl Attachment {
                 }
             }
         }
-        let nothing = || Error::new("look-up", "a mechanism", std::io::ErrorKind::Unsupported.into());
+        let nothing = || Error::new("look-up", "a mechanism", io::ErrorKind::Unsupported.into());
         Err(last.unwrap_or_else(nothing))
     }
 
@@ -174,7 +178,7 @@ fn hold(
             linked(sys::link(program, interface(device), attach, BPF_F_BEFORE)?)
         }
         Mechanism::Clsact => filtered(programs, device, direction, ledger),
-        _ => Err(Error::new("attach", mechanism.name(), std::io::ErrorKind::Unsupported.into())),
+        _ => Err(Error::new("attach", mechanism.name(), io::ErrorKind::Unsupported.into())),
     }
 }
 
@@ -200,6 +204,9 @@ fn filtered(
     let program = programs.tc(direction)?.as_fd();
     let id = sys::program_info(program)?.id;
     let ifindex = device.ifindex;
+    // Nothing is written down that could not be put back.
+    let demands = Demands { uses: vec![Use::Interfaces], changes: true };
+    demands.check().map_err(|error| Error::new("attach", &device.name, io::Error::other(error)))?;
     let _held = ledger.hold().map_err(change::unwritten)?;
     change::clsact(ifindex, ledger)?;
     ledger.note(Change::Filter { ifindex, direction, program: id }).map_err(change::unwritten)?;

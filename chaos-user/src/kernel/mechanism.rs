@@ -4,6 +4,8 @@
 use chaos_ebpf::abi::Direction;
 use serde::{Deserialize, Serialize};
 
+use crate::host::Use;
+
 use self::Mechanism as M;
 
 /// Something a kernel can do or not. The names in JSON are the variants' in snake_case.
@@ -264,6 +266,19 @@ impl Fault {
             Self::Deny => "deny",
             Self::TimeSkew => "time skew",
             Self::TimeSkewRaw => "time skew, raw calls",
+        }
+    }
+}
+
+impl Fault {
+    /// What it takes that the kernel has for those with the right alone; what all do aside, and what depends on the target.
+    #[must_use]
+    pub const fn uses(self) -> &'static [Use] {
+        match self {
+            Self::Delay | Self::Rate | Self::Duplicate | Self::Corrupt => &[Use::Interfaces],
+            Self::Reset => &[Use::Segments],
+            Self::TimeSkew | Self::TimeSkewRaw => &[Use::Clocks],
+            _ => &[],
         }
     }
 }

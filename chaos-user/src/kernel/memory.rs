@@ -17,6 +17,7 @@ use super::{
     stop::{StopError, while_stopped},
     vdso::Patch,
 };
+use crate::host::{Use, rights};
 
 /// Why a process's clocks cannot be changed.
 #[derive(Debug, thiserror::Error)]
@@ -264,6 +265,28 @@ impl Changed {
     }
 }
 
+/// The processes that have what a run has added to them.
+struct Found {
+    changed: Vec<Memory>,
+    /// Why one could not be looked at that may be another, if any could not.
+    refused: Option<Error>,
+}
+
+/// What lies in the vDSO of a process, whoever's process it is: its folder's files are its user's, its memory is not.
+fn peek(process: u32, offset: usize, length: usize) -> io::Result<Vec<u8>> {
+    let maps = fs::read_to_string(format!("/proc/{process}/maps"))?;
+    let line = maps.lines().find(|line| line.ends_with("[vdso]"));
+    let start = line.and_then(|line| usize::from_str_radix(line.split('-').next()?, 16).ok());
+    let start = start.ok_or(io::ErrorKind::NotFound)?;
+    let mut bytes = vec![0_u8; length];
+    let to = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: length };
+    let from = libc::iovec { iov_base: (start + offset) as *mut libc::c_void, iov_len: length };
+    // SAFETY: writes into `bytes` alone, which is as long as it says; the other address is of another process.
+    let read =
+        unsafe { libc::process_vm_readv(process.cast_signed(), &raw const to, 1, &raw const from, 1, 0) };
+    if read < 0 { Err(io::Error::last_os_error()) } else { Ok(bytes) }
+}
+
 /// Whether a process's vDSO is changed, wholly; in part it may be by [`put`].
 fn is_put(memory: &Memory, patch: &Patch) -> std::result::Result<bool, ClockError> {
     let is_marked = memory.is_changed(&VdsoChange::of(patch))?;
@@ -343,21 +366,32 @@ impl VdsoChange {
     /// # Errors
     ///
     /// If `/proc` cannot be read.
-    fn changed(&self) -> Result<Vec<Memory>> {
+    fn changed(&self) -> Result<Found> {
         let entries = fs::read_dir("/proc").map_err(|source| Error::new("readdir", "/proc", source))?;
         let processes = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        let mut changed = Vec::new();
+        let mut found = Found { changed: Vec::new(), refused: None };
         for process in processes {
-            let memory = Memory::open(process);
-            match memory.and_then(|memory| memory.is_changed(self).map(|is| is.then_some(memory))) {
-                Ok(memory) => changed.extend(memory),
-                // What could not be looked at is not known.
-                Err(ClockError::Kernel(error)) => return Err(error),
-                // Processes end meanwhile, and those of other kinds are none of ours.
-                Err(_) => {}
+            match Memory::open(process) {
+                Ok(memory) if memory.is_changed(self).unwrap_or(false) => found.changed.push(memory),
+                Err(ClockError::Kernel(error)) if rights::is_refusal(&error.source) => {
+                    if !self.is_free(process) {
+                        found.refused = Some(error);
+                    }
+                }
+                // Of processes that come and go it cannot be known, and those of other kinds are none of ours.
+                _ => {}
             }
         }
-        Ok(changed)
+        Ok(found)
+    }
+
+    /// Whether a process that may not be written to is known to have nothing of this. Who may trace everybody, and is kept
+    /// from this process all the same, has not changed it either.
+    fn is_free(&self, process: u32) -> bool {
+        match peek(process, self.body, self.mark.len()) {
+            Ok(there) => there != self.mark,
+            Err(error) => !rights::is_refusal(&error) || Use::Clocks.is_allowed(),
+        }
     }
 
     /// The processes that are changed, by number.
@@ -366,7 +400,9 @@ impl VdsoChange {
     ///
     /// If `/proc` cannot be read.
     pub fn left(&self) -> Result<Vec<u32>> {
-        Ok(self.changed()?.iter().map(|memory| memory.process).collect())
+        let Found { changed, refused } = self.changed()?;
+        refused.map_or(Ok(()), Err)?;
+        Ok(changed.iter().map(|memory| memory.process).collect())
     }
 
     /// Has all clocks be right, and leaves what was added.
@@ -375,11 +411,12 @@ impl VdsoChange {
     ///
     /// If `/proc` cannot be read.
     pub fn set_off(&self) -> Result<()> {
-        for memory in self.changed()? {
+        let Found { changed, refused } = self.changed()?;
+        for memory in changed {
             // One that ends meanwhile has no clocks.
             let _ = off(&memory, &self.windows);
         }
-        Ok(())
+        refused.map_or(Ok(()), Err)
     }
 
     /// Puts back what there was. A child that is made meanwhile is found in the next turn. Who does not stand still is let go
@@ -392,11 +429,13 @@ impl VdsoChange {
     pub fn undo(&self) -> Result<()> {
         const TURNS: u32 = 8;
         const PAUSE: Duration = Duration::from_millis(5);
-        self.set_off()?;
+        // Who may not be written to is told of in the end, when all others are as they were.
+        let mut refused = self.set_off().err();
         let end = Instant::now() + LONG;
         let mut failed: BTreeMap<u32, ClockError> = BTreeMap::new();
         for turn in 0..TURNS {
-            let mut left = self.changed()?;
+            let Found { changed: mut left, refused: now } = self.changed()?;
+            refused = now;
             // Who has ended since, or executed a program, has nothing of ours.
             failed.retain(|process, _| left.iter().any(|memory| memory.process == *process));
             let may_come = |error: &ClockError| error.is_soon_over() && Instant::now() < end;
@@ -415,7 +454,7 @@ impl VdsoChange {
                 };
             }
         }
-        failed.into_iter().next().map_or(Ok(()), |(process, error)| match error {
+        failed.into_iter().next().map_or(refused.map_or(Ok(()), Err), |(process, error)| match error {
             ClockError::Kernel(error) => Err(error),
             error => {
                 let object = format!("the vDSO of process {process}");

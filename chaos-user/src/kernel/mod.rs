@@ -33,9 +33,11 @@ pub mod wiring;
 
 use std::io;
 
+use crate::host::rights;
+
 /// A call the kernel refused: which, on what, and why.
 #[derive(Debug, thiserror::Error)]
-#[error("{call} on {object}: {source}")]
+#[error("{call} on {object}: {source}{}", rights::hint(call, object, source))]
 pub struct Error {
     /// The system call or file operation.
     pub call: &'static str,

@@ -21,7 +21,7 @@ use super::{
 };
 use chaos_ebpf::abi::{Count, Direction};
 
-const LIMITS: &str = "io.max";
+pub(crate) const LIMITS: &str = "io.max";
 const COUNTS: &str = "io.stat";
 /// What the kernel calls no limit.
 const NONE: &str = "max";

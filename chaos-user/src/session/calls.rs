@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     fault::{CallRule, CallTables},
+    host::{Demands, HostError, Use},
     kernel::{
         self,
         btf::KernelTypes,
@@ -185,6 +186,15 @@ impl CallPreview {
 }
 
 impl CallPlan {
+    /// Refuses what would only half work here.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError`].
+    pub fn check(&self) -> Result<(), HostError> {
+        Demands { uses: vec![Use::Programs], changes: false }.check()
+    }
+
     /// Looks, and touches nothing.
     ///
     /// # Errors

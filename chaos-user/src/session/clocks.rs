@@ -23,6 +23,7 @@ use nix::{
 };
 
 use super::backoff::Backoff;
+use crate::host::rights;
 use crate::kernel::{
     self,
     hold::{self, Claim, Crew, Events, Holds, Work},
@@ -126,7 +127,13 @@ impl Clocks {
         if link("exe").is_ok_and(|program| program == self.own_program) {
             return Err(ClockError::Own);
         }
-        if link("ns/time").unwrap_or_default() != self.own_times {
+        let times = match link("ns/time") {
+            Err(error) if rights::is_refusal(&error) => {
+                return Err(kernel::Error::new("readlink", format!("/proc/{process}/ns/time"), error).into());
+            }
+            times => times.unwrap_or_default(),
+        };
+        if times != self.own_times {
             // One that is gone has none either.
             return Err(if fs::exists(format!("/proc/{process}")).unwrap_or(false) {
                 ClockError::TimeNamespace

@@ -51,6 +51,7 @@ pub use verify::Dirty;
 pub use watch::{Ending, Observer, watch};
 
 use crate::{
+    host::HostError,
     kernel::{
         self, btf,
         clock::{self, Ticks},
@@ -74,6 +75,9 @@ use slow::SlowRun;
 /// A fault that could not be prepared, or whose owner lost hold of it.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
+    /// Something that it takes is missing here.
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// A call to the kernel failed.
     #[error(transparent)]
     Kernel(kernel::Error),
@@ -273,6 +277,7 @@ impl Prepared {
     ///
     /// [`SessionError`]; what was done until then is undone.
     pub fn new(plan: Plan) -> Result<Self, SessionError> {
+        plan.check()?;
         Self::begin(NetRun::facts(&plan), |journal| Ok(Box::new(NetRun::attach(plan, journal)?)))
     }
 
@@ -282,6 +287,7 @@ impl Prepared {
     ///
     /// [`SessionError`]; what was done until then is undone.
     pub fn of_calls(plan: CallPlan) -> Result<Self, SessionError> {
+        plan.check()?;
         Self::begin(CallRun::facts(&plan), |_| Ok(Box::new(CallRun::attach(plan)?)))
     }
 
@@ -291,6 +297,7 @@ impl Prepared {
     ///
     /// [`SessionError`]; nothing has been changed.
     pub fn of_slow(plan: SlowPlan) -> Result<Self, SessionError> {
+        plan.check()?;
         Self::begin(SlowRun::facts(&plan), |journal| Ok(Box::new(SlowRun::prepare(plan, journal)?)))
     }
 
@@ -300,6 +307,7 @@ impl Prepared {
     ///
     /// [`SessionError`]; what was done until then is undone.
     pub fn of_skew(plan: SkewPlan) -> Result<Self, SessionError> {
+        plan.check()?;
         Self::begin(SkewRun::facts(&plan), |journal| Ok(Box::new(SkewRun::prepare(plan, journal)?)))
     }
 

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use aya_obj::generated::bpf_attach_type::BPF_TCX_INGRESS;
 use chaos_ebpf::abi::{Control, DIRECTIONS, Direction};
 use ipnet::IpNet;
 
@@ -17,6 +18,7 @@ use super::{
 };
 use crate::{
     fault::{Rule, Tables},
+    host::{Demands, HostError, Use, rights},
     kernel::{
         self,
         attach::Attachment,
@@ -24,9 +26,11 @@ use crate::{
         clock,
         counters::{Counters, MapIds},
         detour::{Detour, Queue},
+        mechanism::{Mechanism, common},
         netlink::Netlink,
         probe,
         programs::{self, Environment, Programs},
+        sys,
     },
     target::{Device, Protected, Target},
 };
@@ -60,6 +64,42 @@ impl Plan {
             Target::Cgroup(cgroup) => wanted.iter().flat_map(|it| &it.cgroups).any(|it| it.id == cgroup.id),
             Target::Process(tree) => wanted.iter().any(|it| it.processes.contains(&tree.pid)),
         })
+    }
+
+    /// Refuses what would only half work here. To be asked in the network namespace of the interface.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError`].
+    pub fn check(&self) -> Result<(), HostError> {
+        let by_filters = self.is_by_filters();
+        let resets = self.rules.iter().any(Rule::resets);
+        let mut uses = vec![Use::Programs];
+        if self.exact || by_filters || self.rules.iter().any(Rule::needs_detour) {
+            uses.push(Use::Interfaces);
+        }
+        if resets {
+            uses.push(Use::Segments);
+        }
+        Demands { uses, changes: self.exact || by_filters }.check()?;
+        for target in self.targets.iter().filter(|target| resets || matches!(target, Target::Process(_))) {
+            // Whether there still is one is asked elsewhere.
+            target.processes().unwrap_or_default().into_iter().try_for_each(rights::may_have_sockets)?;
+        }
+        Ok(())
+    }
+
+    /// Whether filters, which do not go with their owner, will hold programs: where there are no links for tc. Should a driver
+    /// refuse XDP there, they are asked for once more when that is known.
+    fn is_by_filters(&self) -> bool {
+        let Some(device) = &self.device else { return false };
+        let has_links = sys::attached(sys::Target::Interface(device.ifindex), BPF_TCX_INGRESS).is_ok();
+        let is_by_tc = |way: Direction| {
+            let rules = self.rules.iter().filter(|rule| rule.direction == way);
+            let faults: Vec<_> = rules.flat_map(Rule::faults).collect();
+            !faults.is_empty() && common(&faults, way).next() != Some(Mechanism::XdpNative)
+        };
+        !has_links && [Direction::In, Direction::Out].into_iter().any(is_by_tc)
     }
 
     /// Where it acts, for people.

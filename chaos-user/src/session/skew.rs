@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     fault::{CallTables, line::Lines},
+    host::{Demands, HostError, Use, rights},
     kernel::{
         self,
         calls::Exempt,
@@ -449,6 +450,20 @@ pub struct SkewPreview {
 }
 
 impl SkewPlan {
+    /// Refuses what would only half work here.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError`].
+    pub fn check(&self) -> Result<(), HostError> {
+        Demands { uses: vec![Use::Programs, Use::Clocks], changes: true }.check()?;
+        for target in &self.targets {
+            // Whether there still is one is asked elsewhere.
+            target.processes().unwrap_or_default().into_iter().try_for_each(rights::may_have_memory)?;
+        }
+        Ok(())
+    }
+
     /// Looks, and touches nothing.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! A run that limits what cgroups do with block devices. Nothing in the kernel knows of its lease: the limits stay as
 //! long as nobody takes them back.
 
-use std::{cell::RefCell, fmt, time::Duration};
+use std::{cell::RefCell, fmt, fs::File, time::Duration};
 
 use chaos_ebpf::abi::{Control, Direction};
 
@@ -10,6 +10,7 @@ use super::{
     journal::Journal, preview::PreviewTarget,
 };
 use crate::{
+    host::{Demands, HostError, Use, rights},
     kernel::{
         self,
         change::{Change, Ledger, Unwritten},
@@ -48,6 +49,20 @@ pub struct SlowPlan {
 const PLACE: &str = "block devices";
 
 impl SlowPlan {
+    /// Refuses what would only half work here.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError`].
+    pub fn check(&self) -> Result<(), HostError> {
+        Demands { uses: vec![Use::Programs], changes: true }.check()?;
+        for SlowRule { cgroup, .. } in &self.rules {
+            let limits = File::options().write(true).open(cgroup.path.join(throttle::LIMITS));
+            rights::explain(&limits, &[Use::Limits])?;
+        }
+        Ok(())
+    }
+
     /// What it comes to, looked up and not set yet.
     fn throttles(&self, own: Option<&str>) -> Result<Vec<Throttle>, SessionError> {
         let all = Record::all()?.understood.into_iter();

@@ -16,6 +16,12 @@ pub enum Owner {
 }
 
 impl Owner {
+    /// All processes there are.
+    #[must_use]
+    pub fn everybody() -> Self {
+        Self::Cgroup("/".into())
+    }
+
     /// The option by which it is given.
     #[must_use]
     pub fn option(&self) -> &'static str {

@@ -23,6 +23,8 @@ pub struct Selectors {
     pub proto: Vec<Protocol>,
     /// Whose packets.
     pub owners: Vec<Owner>,
+    /// Whether these may be all processes of the machine, where that must be said.
+    pub everything: bool,
     /// The other host.
     pub peers: Vec<Peer>,
     /// What of all this is left alone.
@@ -33,7 +35,7 @@ pub struct Selectors {
 
 impl fmt::Display for Selectors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { to, from, port, sport, proto, owners, peers, excluded, question } = self;
+        let Self { to, from, port, sport, proto, owners, everything: _, peers, excluded, question } = self;
         let options = |name: &str, values: Vec<String>| -> Vec<String> {
             values.into_iter().map(|value| format!(" --{name} {value}")).collect()
         };

@@ -2,8 +2,11 @@
 
 use std::{collections::BTreeSet, fmt, fs, os::unix::fs::MetadataExt, path::Path};
 
-use super::{Cgroup, CgroupError, Tree};
-use crate::spec::Owner;
+use super::{Cgroup, CgroupError, Tree, cgroup::UNSEEN};
+use crate::{
+    host::{Use, rights},
+    spec::Owner,
+};
 
 /// Some processes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +51,50 @@ impl Target {
         }
     }
 
+    /// They, of whom there must be one; with `all`, nobody may be among them who cannot be seen from here.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Empty`], [`CgroupError::Unseen`].
+    pub fn inhabitants(&self, owner: &Owner, all: bool) -> Result<Vec<u32>, CgroupError> {
+        let mut found = match self {
+            Self::Cgroup(cgroup) => cgroup.population()?,
+            Self::Process(tree) => tree.processes()?,
+        };
+        let count = found.len();
+        found.retain(|process| *process != UNSEEN);
+        let place = || self.to_string();
+        if found.len() < count && (all || found.is_empty()) {
+            return Err(CgroupError::Unseen { owner: owner.clone(), place: place() });
+        }
+        if found.is_empty() {
+            return Err(CgroupError::Empty { owner: owner.clone(), place: place() });
+        }
+        Ok(found)
+    }
+
+    /// Whether it is all processes of the machine.
+    #[must_use]
+    pub fn is_everybody(&self) -> bool {
+        match self {
+            Self::Cgroup(cgroup) => cgroup.level == 0,
+            Self::Process(tree) => tree.pid == 1,
+        }
+    }
+
+    /// The same, where that was asked for.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Unknown`]: all that is to be seen from here are some.
+    pub fn require_everybody(&self, owner: &Owner) -> Result<(), CgroupError> {
+        if self.is_everybody() {
+            return Ok(());
+        }
+        let (owner, root) = (owner.clone(), self.folder().to_owned());
+        Err(CgroupError::Unknown { owner, what: "cgroup of every process", root })
+    }
+
     /// The folder of their cgroup.
     #[must_use]
     pub fn folder(&self) -> &Path {
@@ -61,13 +108,16 @@ impl Target {
     ///
     /// # Errors
     ///
-    /// [`CgroupError::Empty`], or that there are several.
+    /// [`CgroupError::Empty`], or that there are several, or that they cannot be looked at.
     pub fn network(&self, owner: &Owner) -> Result<u32, CgroupError> {
         let mut namespaces = BTreeSet::new();
         let mut one = None;
-        for process in self.processes()? {
+        for process in self.inhabitants(owner, false)? {
+            let namespace = fs::metadata(format!("/proc/{process}/ns/net"));
+            rights::explain(&namespace, &[Use::Processes])
+                .map_err(|error| CgroupError::Rights { owner: owner.clone(), error })?;
             // A process may end at any time, and zombies have none.
-            if let Ok(namespace) = fs::metadata(format!("/proc/{process}/ns/net")) {
+            if let Ok(namespace) = namespace {
                 namespaces.insert(namespace.ino());
                 one = one.or(Some(process));
             }

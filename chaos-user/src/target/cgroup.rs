@@ -8,6 +8,7 @@ use std::{
 };
 
 use crate::{
+    host::{RightsError, namespaces},
     kernel::{self, probe},
     spec::Owner,
 };
@@ -33,7 +34,7 @@ pub enum CgroupError {
         owner: Owner,
     },
     /// Nothing of that name.
-    #[error("{owner}: there is no such {what} among the cgroups in {}", root.display())]
+    #[error("{owner}: there is no such {what} among the cgroups in {}{}", root.display(), partly(root))]
     Unknown {
         /// What was asked for.
         owner: Owner,
@@ -60,6 +61,24 @@ pub enum CgroupError {
         owner: Owner,
         /// Where nobody is.
         place: String,
+    },
+    /// Somebody is in it who has no number here.
+    #[error(
+        "{owner}: processes in {place} are in another pid namespace, and cannot be seen from this one; run it in the host's (hostPID: true, --pid host)"
+    )]
+    Unseen {
+        /// What was asked for.
+        owner: Owner,
+        /// Where they are.
+        place: String,
+    },
+    /// They cannot be looked at.
+    #[error("{owner}: {error}")]
+    Rights {
+        /// What was asked for.
+        owner: Owner,
+        /// What is missing.
+        error: RightsError,
     },
     /// No such process.
     #[error("{owner}: there is no such process, or it has ended")]
@@ -102,6 +121,14 @@ pub enum CgroupError {
     /// The kernel's answer.
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
+}
+
+/// Where not all cgroups are to be seen, how they are.
+fn partly(root: &Path) -> &'static str {
+    if namespaces::is_topmost_cgroup(root) {
+        return "";
+    }
+    ", which are only some of the host's: this is a cgroup namespace of its own; mount the host's /sys/fs/cgroup (hostPath), or use --cgroupns host"
 }
 
 fn listed(paths: &[PathBuf]) -> String {
@@ -147,12 +174,19 @@ impl Cgroup {
         Ok(Self { path, id, level })
     }
 
-    /// The processes in it and below it.
+    /// The processes in it and below it that have a number here.
     ///
     /// # Errors
     ///
     /// [`CgroupError::File`].
     pub fn processes(&self) -> Result<Vec<u32>, CgroupError> {
+        let mut processes = self.population()?;
+        processes.retain(|process| *process != UNSEEN);
+        Ok(processes)
+    }
+
+    /// The same with one [`UNSEEN`] for each that has none.
+    pub(super) fn population(&self) -> Result<Vec<u32>, CgroupError> {
         let mut processes = Vec::new();
         for folder in below(&self.path).into_iter().chain([self.path.clone()]) {
             let path = folder.join("cgroup.procs");
@@ -183,6 +217,9 @@ impl Cgroup {
         fs::metadata(&self.path).is_ok_and(|folder| folder.ino() == self.id)
     }
 }
+
+/// What the kernel says in place of the number of a process that is in no pid namespace below the reader's.
+pub(super) const UNSEEN: u32 = 0;
 
 /// The only one of these, if there is any.
 fn one(owner: &Owner, mut found: Vec<PathBuf>) -> Result<Option<PathBuf>, CgroupError> {

@@ -12,6 +12,7 @@ use std::{
 use nix::sched::{CloneFlags, setns};
 
 use crate::{
+    host::{Use, rights},
     kernel,
     spec::{FileError, Invalid, open_file, parse_pid},
 };
@@ -29,9 +30,9 @@ pub struct Netns {
 /// A network namespace that cannot be entered.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "cannot enter network namespace {name}: {call} {}: {source}; write a name that `ip netns` lists, the path \
+    "cannot enter network namespace {name}: {call} {}: {source}{}; write a name that `ip netns` lists, the path \
      of one, or pid:N",
-    path.display()
+    path.display(), rights::hint(call, &path.to_string_lossy(), source)
 )]
 pub struct NetnsError {
     name: String,

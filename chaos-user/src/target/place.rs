@@ -21,6 +21,7 @@ use procfs::process::Process;
 use super::{CgroupError, Target};
 use crate::{
     fault::glob,
+    host::{RightsError, Use, rights},
     kernel::{self, calls::Identifier, throttle::BlockDevice},
     spec::{DeviceSpec, Invalid, PathSpec},
 };
@@ -65,6 +66,9 @@ pub enum PlaceError {
     /// The processes that are aimed at.
     #[error(transparent)]
     Target(#[from] CgroupError),
+    /// Nor may their roots be looked at.
+    #[error("--path: {0}")]
+    Rights(#[from] RightsError),
     /// What is mounted.
     #[error("read mountinfo: {0}")]
     Mounts(#[from] procfs::ProcError),
@@ -168,13 +172,15 @@ impl Places {
 
 /// The roots of these processes, each once; the caller's own if there are none.
 fn roots(targets: &[Target]) -> Result<Vec<Root>, PlaceError> {
-    let own =
-        identity("/proc/self").ok_or_else(|| proc("stat /proc/self/root")(io::ErrorKind::NotFound.into()))?;
+    let own = identity("/proc/self").map_err(proc("stat /proc/self/root"))?;
     let mut known = BTreeSet::new();
     let mut roots = Vec::new();
     for target in targets {
         for process in target.processes()? {
-            let Some(there) = identity(&format!("/proc/{process}")) else { continue };
+            let there = identity(&format!("/proc/{process}"));
+            // What another root means by a path is not what the own means by it.
+            rights::explain(&there, &[Use::Processes])?;
+            let Ok(there) = there else { continue };
             if known.insert(there) {
                 roots.push(Root::new((there != own).then_some(process))?);
             }
@@ -218,10 +224,10 @@ pub fn devices_of(spec: &PathSpec, targets: &[Target]) -> Result<BTreeSet<BlockD
 }
 
 /// What tells the root and the mounts of processes apart: the mount namespace, and the root directory in it.
-fn identity(process: &str) -> Option<(u64, u64, u64)> {
-    let namespace = fs::metadata(format!("{process}/ns/mnt")).ok()?.ino();
-    let root = fs::metadata(format!("{process}/root")).ok()?;
-    Some((namespace, root.dev(), root.ino()))
+fn identity(process: &str) -> io::Result<(u64, u64, u64)> {
+    let namespace = fs::metadata(format!("{process}/ns/mnt"))?.ino();
+    let root = fs::metadata(format!("{process}/root"))?;
+    Ok((namespace, root.dev(), root.ino()))
 }
 
 impl Root {

@@ -1,6 +1,6 @@
 //! A process and those it has begun.
 
-use std::{collections::BTreeMap, io, path::PathBuf, process};
+use std::{collections::BTreeMap, io, path::PathBuf};
 
 use procfs::{
     ProcError,
@@ -9,6 +9,7 @@ use procfs::{
 
 use super::CgroupError;
 use crate::{
+    host::namespaces,
     kernel::{Error, probe},
     spec::Owner,
 };
@@ -32,7 +33,7 @@ impl Tree {
     /// [`CgroupError`]; nothing was changed.
     pub(super) fn find(owner: &Owner, pid: u32) -> Result<Self, CgroupError> {
         // The programs know processes by the numbers of the first namespace alone.
-        if probe::own_tgid() != process::id() {
+        if !namespaces::numbers_are_the_hosts() {
             return Err(CgroupError::PidNamespace { owner: owner.clone() });
         }
         let folder =

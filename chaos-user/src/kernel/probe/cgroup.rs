@@ -1,4 +1,5 @@
-//! What cgroups carry: programs on the packets and the connects of a cgroup, tried on an empty one.
+//! What cgroups carry: programs on the packets and the connects of a cgroup, tried on an empty one; where none can be made, on
+//! the own, by programs that change nothing.
 
 use std::{
     fs::{self, File},
@@ -25,6 +26,7 @@ use crate::kernel::{
 const PREFIX: &str = "faultline-probe-";
 /// How often another name is tried: a process of another PID namespace may have this one's.
 const ATTEMPTS: usize = 1000;
+const OWN: &str = "/proc/self/cgroup";
 /// Let the packet, or the connect, go on.
 const ALLOW: i32 = 1;
 
@@ -38,19 +40,22 @@ pub(super) fn probe() -> Vec<(M, Answer)> {
         Err(error) => return without(&|| Refusal::Untried(error.to_string())),
     };
     remove_stale_in(&root);
-    let cgroup = match Cgroup::new(&root) {
+    // Faults attach to what is there, for which nothing need be made.
+    let cgroup = match Cgroup::new(&root).or_else(|_| Cgroup::own(&root)) {
         Ok(cgroup) => cgroup,
         Err(error) => {
-            let remedy = "give this process a writable cgroup2 mount; in a container, mount the host's";
+            let remedy = "give this process a cgroup2 mount; in a container, mount the host's";
             return without(&|| Refusal::Missing { cause: error.to_string(), remedy: Some(remedy.into()) });
         }
     };
+    let limits = if cgroup.is_ours { io_max(&cgroup.path) } else { io_max_of_others(&root) };
+    let note = if cgroup.is_ours { "" } else { "; no cgroup can be made there, and none need be" };
     vec![
-        (M::CgroupV2, Ok(Some(format!("at {}", root.display())))),
+        (M::CgroupV2, Ok(Some(format!("at {}{note}", root.display())))),
         (M::CgroupSkb, answer(cgroup.skb())),
         (M::CgroupConnect, answer(cgroup.connect())),
         (M::CgroupSock, answer(cgroup.sock())),
-        (M::IoMax, io_max(&cgroup.path)),
+        (M::IoMax, limits),
     ]
 }
 
@@ -66,6 +71,28 @@ fn io_max(cgroup: &Path) -> Answer {
     }
 }
 
+/// The same of a cgroup that somebody else has made: whether it could be limited, without doing so.
+fn io_max_of_others(root: &Path) -> Answer {
+    let entries = fs::read_dir(root).into_iter().flatten().flatten();
+    let mut folders = entries.map(|entry| entry.path()).filter(|path| path.is_dir());
+    let Some(first) = folders.next() else {
+        return Err(Refusal::Untried("not tried: there is no cgroup to be limited".into()));
+    };
+    let limits = |folder: &PathBuf| folder.join(throttle::LIMITS);
+    let folder = folders.find(|folder| limits(folder).exists()).filter(|_| !limits(&first).exists());
+    let folder = folder.unwrap_or(first);
+    let works = io_max(&folder)?;
+    let path = limits(&folder);
+    match File::options().write(true).open(&path) {
+        Ok(_) => Ok(works),
+        Err(error) if error.raw_os_error() == Some(libc::EROFS) => {
+            let cause = format!("{} is read-only here", path.display());
+            Err(Refusal::Missing { cause, remedy: Some("mount cgroup2 for writing".into()) })
+        }
+        Err(source) => Err(Error::new("open", path.display().to_string(), source).into()),
+    }
+}
+
 /// Without a cgroup there is nothing to attach to.
 fn without(refusal: &dyn Fn() -> Refusal) -> Vec<(M, Answer)> {
     let untried = || Err(Refusal::Untried("not tried: there is no cgroup v2 to try it on".into()));
@@ -74,11 +101,12 @@ fn without(refusal: &dyn Fn() -> Refusal) -> Vec<(M, Answer)> {
     [(M::CgroupV2, Err(refusal()))].into_iter().chain(rest).collect()
 }
 
-/// An empty cgroup, gone with its value. It is locked as long as its maker lives, by which others know that, whatever PID
-/// namespace they are in.
+/// An empty cgroup, gone with its value, and locked as long as its maker lives, by which others know that, whatever PID
+/// namespace they are in; or, where none can be made, that of this process.
 struct Cgroup {
     path: PathBuf,
     directory: File,
+    is_ours: bool,
 }
 
 impl Cgroup {
@@ -115,7 +143,18 @@ impl Cgroup {
             Err(fs::TryLockError::Error(source)) => return Err(error("flock", source)),
         }
         // Whoever removes one has the lock on it meanwhile: now it stays.
-        Ok(is_at(&directory, &path).then_some(Self { path, directory }))
+        Ok(is_at(&directory, &path).then_some(Self { path, directory, is_ours: true }))
+    }
+
+    /// That of this process; the topmost that is to be seen, if that lies elsewhere.
+    fn own(root: &Path) -> Result<Self> {
+        let own = fs::read_to_string(OWN).map_err(|source| Error::new("open", OWN, source))?;
+        let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+        let inside = root.join(own);
+        let path = if own.contains("..") || !inside.is_dir() { root.to_owned() } else { inside };
+        let directory =
+            File::open(&path).map_err(|source| Error::new("open", path.display().to_string(), source))?;
+        Ok(Self { path, directory, is_ours: false })
     }
 
     fn skb(&self) -> Result<()> {
@@ -127,7 +166,14 @@ impl Cgroup {
 
     fn connect(&self) -> Result<()> {
         for hook in [bpf_attach_type::BPF_CGROUP_INET4_CONNECT, bpf_attach_type::BPF_CGROUP_INET6_CONNECT] {
-            self.attach(&load_connect(hook)?, hook)?;
+            if self.is_ours {
+                self.attach(&load_connect(hook)?, hook)?;
+            } else {
+                // What another program has answered to a connect of somebody's must stay: this one is only loaded.
+                load_connect(hook)?;
+                let kind = bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR;
+                self.attach(&load("doctor_connect", kind, hook, Code::default())?, hook)?;
+            }
         }
         Ok(())
     }
@@ -159,6 +205,7 @@ pub(super) fn load_sock() -> Result<OwnedFd> {
     load("doctor_sock", bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK, SOCK_CREATE, Code::default())
 }
 
+/// A program that lets everything go on.
 fn load(name: &str, kind: bpf_prog_type, hook: bpf_attach_type, code: Code) -> Result<OwnedFd> {
     let code = code.exit(ALLOW);
     sys::load(&Program {
@@ -181,8 +228,10 @@ fn is_at(directory: &File, path: &Path) -> bool {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // What cannot be removed now is empty, and the next run tries again.
-        let _ = fs::remove_dir(&self.path);
+        if self.is_ours {
+            // What cannot be removed now is empty, and the next run tries again.
+            let _ = fs::remove_dir(&self.path);
+        }
     }
 }
 

@@ -1,16 +1,16 @@
 //! The kernel as a whole: release, rights, lockdown, security modules.
 
-use std::{fs, io};
+use std::io;
 
 use nix::sys::utsname::uname;
 
 use super::mounts;
-use crate::kernel::{Error, Result};
+use crate::{
+    host::{Use, rights},
+    kernel::{Error, Result},
+};
 
 const SECURITYFS: &str = "/sys/kernel/security";
-const STATUS: &str = "/proc/self/status";
-/// Capabilities by their bits; `CAP_SYS_ADMIN` stands for `CAP_BPF` and `CAP_PERFMON` as well.
-const CAPABILITIES: [(&str, u32); 2] = [("CAP_SYS_ADMIN", 21), ("CAP_NET_ADMIN", 12)];
 
 /// What the probes want to know of the host.
 pub(super) struct Host {
@@ -37,7 +37,8 @@ impl Host {
         );
         let security_modules = security_modules();
         let lockdown = lockdown(&security_modules);
-        Self { kernel, architecture, unprivileged: unprivileged(), lockdown, security_modules }
+        let unprivileged = rights::require(&[Use::Programs]).err().map(|error| error.to_string());
+        Self { kernel, architecture, unprivileged, lockdown, security_modules }
     }
 }
 
@@ -62,22 +63,6 @@ pub(super) fn lockdown(security_modules: &Result<Vec<String>>) -> Result<String>
 pub fn security_modules() -> Result<Vec<String>> {
     let text = mounts::read(c"securityfs", SECURITYFS, "lsm")?;
     Ok(text.trim().split(',').map(str::to_owned).collect())
-}
-
-/// Why this process may not do what Faultline does, if so.
-fn unprivileged() -> Option<String> {
-    let status = fs::read_to_string(STATUS).ok()?;
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
-    let effective = u64::from_str_radix(effective.trim(), 16).ok()?;
-    let lacking: Vec<&str> =
-        CAPABILITIES.iter().filter(|(_, bit)| effective >> bit & 1 == 0).map(|(name, _)| *name).collect();
-    if !lacking.is_empty() {
-        return Some(format!("needs root, and this process has no {}", lacking.join(" and no ")));
-    }
-    let map = fs::read_to_string("/proc/self/uid_map").ok()?;
-    // The initial user namespace maps all ids to themselves.
-    let initial = map.split_whitespace().eq(["0", "0", "4294967295"]);
-    (!initial).then(|| "needs the host's root, and this process is in a user namespace of its own".to_owned())
 }
 
 /// The chosen word of `none [integrity] confidentiality`.

@@ -36,7 +36,7 @@ pub use self::{
     helper::load_loop,
     host::security_modules,
     outlook::Outlook,
-    report::{FaultSupport, Finding, Report, State},
+    report::{FaultSupport, Finding, MissingRight, Report, State},
 };
 use self::{flag::Thread, host::Host};
 use super::{

@@ -6,6 +6,7 @@ use aya_obj::generated::{XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE, bpf_attach_type
 use nix::sched::{CloneFlags, unshare};
 
 use super::{Answer, M, Refusal, insn::Code, sentence};
+use crate::host::Use;
 use crate::kernel::{
     Error, Result,
     netlink::{BpfFilter, Direction, Netlink, ROOT, Veth},
@@ -28,11 +29,15 @@ pub(super) fn probe() -> Vec<(M, Answer)> {
             return MECHANISMS.into_iter().map(|mechanism| (mechanism, untried())).collect();
         }
     };
-    let native = lab.xdp(XDP_FLAGS_DRV_MODE);
-    let native =
-        native.map(|()| Some("tried on veth; each driver of real hardware decides for itself".into()));
+    let native = if lab.is_veth {
+        let native = lab.xdp(XDP_FLAGS_DRV_MODE).map_err(Refusal::from);
+        native.map(|()| Some("tried on veth; each driver of real hardware decides for itself".into()))
+    } else {
+        let cause = format!("not tried: making a veth pair takes {}", Use::Interfaces.takes());
+        Err(Refusal::Untried(cause))
+    };
     vec![
-        (M::XdpNative, native.map_err(Refusal::from)),
+        (M::XdpNative, native),
         (M::XdpGeneric, answer(lab.xdp(XDP_FLAGS_SKB_MODE))),
         (M::Tcx, answer(lab.tcx())),
         (M::Clsact, answer(lab.clsact())),
@@ -49,7 +54,11 @@ fn answer(result: Result<()>) -> Answer {
 struct Lab {
     netlink: Netlink,
     index: u32,
+    is_veth: bool,
 }
+
+/// The loopback interface, which every network namespace begins with.
+const LOOPBACK: u32 = 1;
 
 impl Lab {
     fn new() -> Result<Self> {
@@ -57,9 +66,13 @@ impl Lab {
             Error::new("unshare(CLONE_NEWNET)", "a network namespace to try things in", errno.into())
         })?;
         let mut netlink = Netlink::open()?;
+        if !Use::Interfaces.is_allowed() {
+            // Links do without the right to change interfaces.
+            return Ok(Self { netlink, index: LOOPBACK, is_veth: false });
+        }
         netlink.add_veth(&Veth::new("doctor", "doctor_peer"))?;
         let index = netlink.link_by_name("doctor")?.map_or(0, |link| link.index);
-        Ok(Self { netlink, index })
+        Ok(Self { netlink, index, is_veth: true })
     }
 
     fn xdp(&self, mode: u32) -> Result<()> {

@@ -4,9 +4,12 @@ use chaos_ebpf::abi::Direction;
 use serde::Serialize;
 
 use super::{Answer, Refusal, host::Host, sentence};
-use crate::kernel::{
-    Error,
-    mechanism::{Fault, Mechanism, Mechanism as M, WAYS, Way, ways},
+use crate::{
+    host::{Capability, Use, rights},
+    kernel::{
+        Error,
+        mechanism::{Fault, Mechanism, Mechanism as M, WAYS, Way, ways},
+    },
 };
 
 /// Whether a mechanism is there.
@@ -68,6 +71,17 @@ pub struct FaultSupport {
     pub fallbacks: Vec<Mechanism>,
     /// If it cannot be had: what is missing for its best way.
     pub missing: Vec<Mechanism>,
+    /// If it cannot be had: the rights that this process lacks for it.
+    pub rights: Vec<Capability>,
+}
+
+/// A right that this process lacks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MissingRight {
+    /// Which.
+    pub capability: Capability,
+    /// What Faultline would do by it.
+    pub needed_to: &'static str,
 }
 
 /// What this kernel can do.
@@ -83,6 +97,8 @@ pub struct Report {
     pub ready: bool,
     /// Why nothing can be done at all, if the process lacks the rights.
     pub unprivileged: Option<String>,
+    /// What cannot be done for want of a right; most of it depends on the target.
+    pub missing_rights: Vec<MissingRight>,
     /// `none`, `integrity` or `confidentiality`; nothing if it could not be told.
     pub lockdown: Option<String>,
     /// The active security modules; nothing if it could not be told.
@@ -117,7 +133,10 @@ impl Report {
                 Finding::new(mechanism, answer, host)
             })
             .collect();
-        let faults = faults(&mechanisms);
+        let faults = faults(&mechanisms, Use::is_allowed);
+        let missing = Use::ALL.into_iter().filter(|it| !it.is_allowed());
+        let missing_rights =
+            missing.map(|it| MissingRight { capability: it.takes(), needed_to: it.purpose() }).collect();
         let ready = host.unprivileged.is_none()
             && [Direction::In, Direction::Out].into_iter().all(|direction| {
                 faults.iter().any(|support| {
@@ -131,6 +150,7 @@ impl Report {
             architecture: host.architecture.clone(),
             ready,
             unprivileged: host.unprivileged.clone(),
+            missing_rights,
             lockdown: host.lockdown.as_ref().ok().cloned(),
             security_modules: host.security_modules.as_ref().ok().cloned(),
             mechanisms,
@@ -149,18 +169,22 @@ fn available(findings: &[Finding], mechanism: Mechanism) -> bool {
     findings.iter().any(|finding| finding.mechanism == mechanism && finding.state == State::Available)
 }
 
-fn faults(findings: &[Finding]) -> Vec<FaultSupport> {
+fn faults(findings: &[Finding], is_allowed: impl Fn(Use) -> bool) -> Vec<FaultSupport> {
     let mut kinds: Vec<(Fault, Direction)> = WAYS.iter().map(|way| (way.fault, way.direction)).collect();
     kinds.dedup();
     let works = |way: &&Way| way.all().all(|mechanism| available(findings, mechanism));
-    let support = |(fault, direction)| {
+    let support = |(fault, direction): (Fault, Direction)| {
+        let lacking = fault.uses().iter().copied().filter(|it| !is_allowed(*it));
+        let rights: Vec<_> = lacking.map(Use::takes).collect();
+        let works = |way: &&Way| rights.is_empty() && works(way);
         let mut usable = ways(fault, direction).filter(works).map(|way| way.mechanism);
         let mechanism = usable.next();
         let missing = match (mechanism, ways(fault, direction).last()) {
             (None, Some(last)) => last.all().filter(|mechanism| !available(findings, *mechanism)).collect(),
             _ => Vec::new(),
         };
-        FaultSupport { fault, direction, mechanism, fallbacks: usable.collect(), missing }
+        let fallbacks = usable.collect();
+        FaultSupport { fault, direction, mechanism, fallbacks, missing, rights }
     };
     kinds.into_iter().map(support).collect()
 }
@@ -182,11 +206,22 @@ impl Finding {
                 // Confidentiality empties tracefs instead of refusing it.
                 let hidden = mechanism == M::Tracepoint && locked_away(host);
                 let refused = matches!(error.errno(), libc::EPERM | libc::EACCES);
-                let remedy = if refused || hidden { Some(forbidden(host)) } else { usual() };
+                let lacking = rights::lacking(error.call, &error.object, &error.source);
+                let lacking: Vec<_> = lacking.into_iter().map(Capability::name).collect();
+                let remedy = match (&lacking[..], refused || hidden) {
+                    ([], true) => Some(forbidden(host)),
+                    ([], false) => usual(),
+                    (lacking, _) => {
+                        Some(format!("add {} to this process's capabilities", lacking.join(" and ")))
+                    }
+                };
                 finding(State::Missing, None, Some(sentence(&error)), remedy)
             }
             Some(Err(Refusal::Untried(cause))) => {
-                let remedy = host.unprivileged.as_ref().map(|_| "run faultline doctor as root".to_owned());
+                let remedy = host
+                    .unprivileged
+                    .as_ref()
+                    .map(|_| "run faultline doctor with the host root's rights".to_owned());
                 finding(State::Unknown, None, Some(cause), remedy)
             }
             None => {
@@ -230,23 +265,34 @@ mod tests {
 
     #[test]
     fn a_fault_takes_the_best_way_there_is() {
-        let modern = faults(&findings(&[M::Btf, M::XdpNative, M::Tcx, M::Clsact]));
+        let modern = faults(&findings(&[M::Btf, M::XdpNative, M::Tcx, M::Clsact]), |_| true);
         assert_eq!(modern[0].mechanism, Some(M::XdpNative));
         assert_eq!(modern[0].fallbacks, [M::Tcx, M::Clsact]);
         assert_eq!(modern[1].mechanism, Some(M::Tcx));
 
-        let old = faults(&findings(&[M::Btf, M::Clsact]));
+        let old = faults(&findings(&[M::Btf, M::Clsact]), |_| true);
         assert_eq!([old[0].mechanism, old[1].mechanism], [Some(M::Clsact); 2]);
         let delay = old.iter().find(|support| support.fault == Fault::Delay);
         assert_eq!(delay.map(|support| &support.missing[..]), Some(&[M::SchFq][..]));
     }
 
     #[test]
+    fn a_fault_without_a_right_says_which() {
+        let without = faults(&findings(&[M::Btf, M::Tcx]), |it| it != Use::Segments);
+        let of = |fault| without.iter().find(|support| support.fault == fault).expect("it is in the table");
+        assert_eq!(of(Fault::Loss).mechanism, Some(M::Tcx));
+        assert_eq!(
+            (of(Fault::Reset).mechanism, &of(Fault::Reset).rights[..]),
+            (None, &[Capability::NetRaw][..])
+        );
+    }
+
+    #[test]
     fn a_fault_without_a_way_says_what_is_missing() {
-        let without_types = faults(&findings(&[M::XdpNative, M::Tcx, M::Clsact]));
+        let without_types = faults(&findings(&[M::XdpNative, M::Tcx, M::Clsact]), |_| true);
         assert_eq!(without_types[0].mechanism, None);
         assert_eq!(without_types[0].missing, [M::Btf]);
-        let xdp_only = faults(&findings(&[M::Btf, M::XdpNative]));
+        let xdp_only = faults(&findings(&[M::Btf, M::XdpNative]), |_| true);
         assert_eq!(xdp_only[1].missing, [M::Clsact]);
     }
 }

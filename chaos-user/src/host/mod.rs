@@ -1,0 +1,43 @@
+//! What this machine is, and what this process may do on it.
+
+pub mod namespaces;
+pub mod rights;
+pub mod run;
+
+pub use rights::{Capability, RightsError, Use};
+pub use run::RunError;
+
+/// Something that this process lacks, or its place on this machine. Nothing has been begun.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// Rights.
+    #[error(transparent)]
+    Rights(#[from] RightsError),
+    /// A journal that lasts.
+    #[error(transparent)]
+    Run(#[from] RunError),
+}
+
+/// What a run takes of its host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Demands {
+    /// What takes a capability.
+    pub uses: Vec<Use>,
+    /// Whether it changes what the kernel does not put back when its owner ends.
+    pub changes: bool,
+}
+
+impl Demands {
+    /// Refuses what would only half work here.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError`].
+    pub fn check(&self) -> Result<(), HostError> {
+        rights::require(&self.uses)?;
+        if self.changes {
+            run::require()?;
+        }
+        Ok(())
+    }
+}
