@@ -28,6 +28,7 @@ mod loss;
 mod plan;
 mod profile;
 mod programs;
+mod rights;
 mod sever;
 mod shape;
 mod slow;
@@ -56,7 +57,10 @@ pub fn tests() -> Vec<&'static Test> {
         programs::TESTS,
         programs::storage::TESTS,
     ];
-    let folders = [life::TESTS, calls::TESTS, calls_life::TESTS, time::TESTS].into_iter().flatten().copied();
+    let folders = [life::TESTS, calls::TESTS, calls_life::TESTS, time::TESTS, rights::TESTS]
+        .into_iter()
+        .flatten()
+        .copied();
     files.into_iter().chain(folders).flatten().collect()
 }
 

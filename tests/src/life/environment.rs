@@ -131,18 +131,7 @@ fn missing_run() -> Result {
     let before = Inventory::take(&[])?;
     let root = Path::new("/run/root");
     fs::create_dir(root).context("mkdir")?;
-    for entry in fs::read_dir("/").context("ls /")? {
-        let entry = entry.context("ls /")?;
-        let place = root.join(entry.file_name());
-        let kind = entry.file_type().context("stat")?;
-        if kind.is_symlink() {
-            let target = fs::read_link(entry.path()).context("readlink")?;
-            unix::fs::symlink(target, &place).context("symlink")?;
-        } else if kind.is_dir() && entry.file_name() != "run" {
-            fs::create_dir(&place).context("mkdir")?;
-            bind(&entry.path().to_string_lossy(), &place.to_string_lossy())?;
-        }
-    }
+    fill_root(root, &["run"])?;
     let exit = Faultline::run_with(&LOSS, |command| chroot(command, root))?;
     one_sentence(&exit, 3, &["/run/faultline", "No such file", "make /run a writable tmpfs"])?;
     for command in ["ps", "sweep"] {
@@ -150,9 +139,31 @@ fn missing_run() -> Result {
         ensure!(exit.code == Some(0), "{command}: {exit:?}");
     }
     ensure!(!root.join("run").exists(), "it made a /run");
-    nix::mount::umount2("/run", nix::mount::MntFlags::MNT_DETACH).context("umount")?;
-    own_run()?;
+    fresh_run()?;
     before.wait_until_equal(&[], at_once())
+}
+
+/// Makes a folder look like the root, but for these of its folders.
+pub(crate) fn fill_root(root: &Path, without: &[&str]) -> Result {
+    for entry in fs::read_dir("/").context("ls /")? {
+        let entry = entry.context("ls /")?;
+        let place = root.join(entry.file_name());
+        let kind = entry.file_type().context("stat")?;
+        if kind.is_symlink() {
+            let target = fs::read_link(entry.path()).context("readlink")?;
+            unix::fs::symlink(target, &place).context("symlink")?;
+        } else if kind.is_dir() && !without.iter().any(|name| entry.file_name() == *name) {
+            fs::create_dir(&place).context("mkdir")?;
+            bind(&entry.path().to_string_lossy(), &place.to_string_lossy())?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives this process a new `/run`, without what was mounted beneath the old one.
+pub(crate) fn fresh_run() -> Result {
+    nix::mount::umount2("/run", nix::mount::MntFlags::MNT_DETACH).context("umount")?;
+    own_run()
 }
 
 fn chroot(command: &mut Command, root: &'static Path) {

@@ -4,7 +4,7 @@
 mod doctor;
 pub(crate) mod elsewhere;
 mod ending;
-mod environment;
+pub(crate) mod environment;
 mod input;
 pub(crate) mod journal;
 pub(crate) mod killed;

@@ -1,0 +1,24 @@
+//! Where Faultline has not all rights, or does not see all of the machine: what cannot be done is refused by the name of what is
+//! missing, before anything is begun, and what can be done is.
+
+mod capabilities;
+mod confined;
+mod everybody;
+mod namespaces;
+mod run;
+
+use std::process::Command;
+
+use crate::{
+    error::Result,
+    faultline::{Exit, Faultline},
+    harness::Test,
+};
+
+/// The tests of these files.
+pub(crate) const TESTS: &[&[Test]] = &[capabilities::TESTS, everybody::TESTS, namespaces::TESTS, run::TESTS];
+
+/// Runs what is written here, words parted by single spaces.
+fn run_line(line: &str, prepare: impl FnOnce(&mut Command)) -> Result<Exit> {
+    Faultline::run_with(&line.split(' ').collect::<Vec<_>>(), prepare)
+}
