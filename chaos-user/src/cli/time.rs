@@ -170,9 +170,7 @@ fn look_up(spec: SkewSpec, everything: bool) -> Result<SkewPlan, CliError> {
     let mut wanted = Wanted::default();
     for owner in &spec.owners {
         let target = Target::find(owner)?;
-        if everything {
-            target.require_everybody(owner)?;
-        } else if target.is_everybody() {
+        if target.is_everybody() && !everything {
             return Err(CliError::Everybody(owner.clone()));
         }
         target.inhabitants(owner, true)?;
@@ -183,6 +181,10 @@ fn look_up(spec: SkewSpec, everything: bool) -> Result<SkewPlan, CliError> {
             Target::Process(tree) => wanted.processes.push(tree.pid),
         }
         targets.push(target);
+    }
+    // Beside everybody there may be a command.
+    if let Some((first, owner)) = targets.first().zip(spec.owners.first()).filter(|_| everything) {
+        first.require_everybody(owner)?;
     }
     let tables = CallTables::of_owners(&wanted)?;
     Ok(SkewPlan { targets, spec, tables })
