@@ -11,7 +11,11 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Arc, OnceLock, mpsc},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -72,6 +76,7 @@ pub struct Faultline {
     pid: Pid,
     pidfd: OwnedFd,
     shared: Arc<Shared>,
+    is_unread: Arc<AtomicBool>,
 }
 
 /// How a command ended.
@@ -153,6 +158,23 @@ impl Faultline {
         Self::spawn(command)
     }
 
+    /// Like [`start_with`](Self::start_with), by another program, which is given the command as its last words.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be started.
+    pub(crate) fn start_by(
+        program: &Path,
+        words: &[&str],
+        arguments: &[&str],
+        prepare: impl FnOnce(&mut Command),
+    ) -> Result<Self> {
+        let mut command = Command::new(program);
+        command.args(words).arg(binary()?).args(with_json(arguments));
+        prepare(&mut command);
+        Self::spawn(command)
+    }
+
     /// Runs a command to its end, as it is written.
     ///
     /// # Errors
@@ -214,6 +236,8 @@ impl Faultline {
         let shared = Arc::new(Shared::default());
         let (started, start) = mpsc::channel();
         let to = Arc::clone(&shared);
+        let is_unread = Arc::new(AtomicBool::new(false));
+        let leave = Arc::clone(&is_unread);
         thread::spawn(move || {
             let mut child = match start_child(&mut command) {
                 Ok((child, pid, pidfd)) => {
@@ -225,15 +249,16 @@ impl Faultline {
                     return;
                 }
             };
-            let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+            let (mut stdout, stderr) = (child.stdout.take(), child.stderr.take());
             thread::scope(|scope| {
                 scope.spawn(|| read_errors(stderr, &to));
-                read_events(stdout, &to);
+                read_events(stdout.as_mut(), &to, &leave);
             });
+            // Until here its other end is open, read or not.
             to.ended(child.wait());
         });
         let (pid, pidfd) = start.recv().context("the starting thread is gone")??;
-        Ok(Self { pid, pidfd, shared })
+        Ok(Self { pid, pidfd, shared, is_unread })
     }
 
     /// Its process id.
@@ -249,6 +274,11 @@ impl Faultline {
     /// If it does not come in time, or the command ends without; with what it printed instead.
     pub fn wait_event(&self, kind: &str, time: Duration) -> Result<Event> {
         self.shared.wait_event(kind, Instant::now() + patience(time))
+    }
+
+    /// Reads no more of what it prints, after what comes next.
+    pub(crate) fn stop_reading(&self) {
+        self.is_unread.store(true, Ordering::Relaxed);
     }
 
     /// The events so far.
@@ -325,11 +355,14 @@ fn start_child(command: &mut Command) -> Result<(Child, Pid, OwnedFd)> {
     Ok((child, pid, pidfd))
 }
 
-fn read_events(stdout: Option<impl Read>, shared: &Shared) {
+fn read_events(stdout: Option<impl Read>, shared: &Shared, leave: &AtomicBool) {
     let Some(stdout) = stdout else { return };
     for line in BufReader::new(stdout).lines() {
         let at = monotonic_ns();
         let Ok(line) = line else { return };
+        if leave.load(Ordering::Relaxed) {
+            return;
+        }
         match parse(&line, at) {
             Some(event) => shared.event(event),
             None => shared.text(&line),

@@ -27,7 +27,7 @@ pub use self::{
 pub(crate) use self::{
     child::{die_with_parent, pidfd, wait_for_exit},
     need::program,
-    place::{RECORDS, own_run, programs_folder},
+    place::{RECORDS, enter, own_run, programs_folder},
 };
 use self::{need::Machine, standstill::Watch};
 use crate::error::Result;

@@ -1,5 +1,7 @@
 //! Everything of this test's on the whole machine that could still act on a packet or lie about.
 
+mod surroundings;
+
 use std::{
     collections::BTreeSet,
     fmt, fs,
@@ -12,6 +14,7 @@ use std::{
 use chaos_user::kernel::sys::{self, Kind};
 use nix::unistd::{Pid, getpgid, getpgrp};
 
+pub(crate) use self::surroundings::{Surroundings, neighbours};
 use crate::{
     error::{Context, Failure, Result},
     harness::RECORDS,
@@ -59,13 +62,18 @@ impl Inventory {
     ///
     /// The kernel's.
     pub fn settled(namespaces: &[&Netns]) -> Result<Self> {
+        Self::settled_as(|| Self::take(namespaces))
+    }
+
+    /// The same of whatever `take` lists.
+    pub(crate) fn settled_as(take: impl Fn() -> Result<Self>) -> Result<Self> {
         const STILL: Duration = Duration::from_millis(300);
         const LONGEST: Duration = Duration::from_secs(10);
         let deadline = Instant::now() + LONGEST;
         loop {
-            let now = Self::take(namespaces)?;
+            let now = take()?;
             thread::sleep(STILL);
-            if now.difference(&Self::take(namespaces)?).is_none() || Instant::now() > deadline {
+            if now.difference(&take()?).is_none() || Instant::now() > deadline {
                 return Ok(now);
             }
         }
@@ -87,7 +95,12 @@ impl Inventory {
     ///
     /// The difference that remains at the end of `time`.
     pub fn wait_until_equal(&self, namespaces: &[&Netns], time: Duration) -> Result {
-        self.wait(namespaces, time, |line| !line.is_empty())
+        self.wait(|| Self::take(namespaces), time, |line| !line.is_empty())
+    }
+
+    /// Waits until all that `take` lists is as it was.
+    pub(crate) fn wait_for(&self, take: impl Fn() -> Result<Self>, time: Duration) -> Result {
+        self.wait(take, time, |line| !line.is_empty())
     }
 
     /// Waits until nothing is there, beyond what was, that could act on a packet: what only lies about may be
@@ -97,10 +110,10 @@ impl Inventory {
     ///
     /// The difference that remains at the end of `time`.
     pub fn wait_until_harmless(&self, namespaces: &[&Netns], time: Duration) -> Result {
-        self.wait(namespaces, time, |line| !line.starts_with("file "))
+        self.wait(|| Self::take(namespaces), time, |line| !line.starts_with("file "))
     }
 
-    fn wait(&self, namespaces: &[&Netns], time: Duration, counts: impl Fn(&str) -> bool) -> Result {
+    fn wait(&self, take: impl Fn() -> Result<Self>, time: Duration, counts: impl Fn(&str) -> bool) -> Result {
         let deadline = Instant::now() + time;
         let only = |inventory: &Self| Self {
             lines: inventory.lines.iter().filter(|line| counts(line)).cloned().collect(),
@@ -108,7 +121,7 @@ impl Inventory {
         };
         let before = only(self);
         loop {
-            match before.difference(&only(&Self::take(namespaces)?)) {
+            match before.difference(&only(&take()?)) {
                 None => return Ok(()),
                 Some(difference) if Instant::now() >= deadline => {
                     return Err(Failure::new(format!("{time:?} later:\n{difference}")));

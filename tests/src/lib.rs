@@ -11,6 +11,7 @@ pub mod fidelity;
 pub mod harness;
 pub mod inventory;
 pub mod lab;
+pub mod soak;
 pub mod stats;
 pub mod traffic;
 

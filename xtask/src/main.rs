@@ -11,6 +11,7 @@ mod lint;
 mod matrix;
 mod peers;
 mod setup;
+mod soak;
 mod stages;
 mod test;
 mod vm;
@@ -37,6 +38,8 @@ enum Command {
     Test(test::Options),
     /// Run the integration tests in guests under QEMU, or a shell
     Vm(guests::Options),
+    /// Begin and end random faults for minutes, and look after each step whether everything is as it was
+    Soak(soak::Options),
     /// Ask the doctor on every kernel and write docs/kernels.md
     Kernels,
     /// Measure what a decision costs, beside bare programs, strace and libfaketime
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::Demo => demo::run(),
         Command::Test(options) => test::run(&options),
         Command::Vm(options) => guests::run(&options),
+        Command::Soak(options) => soak::run(&options),
         Command::Kernels => kernels::run(),
         Command::Bench { part } => bench::run(part),
         Command::Peers => peers::run(),

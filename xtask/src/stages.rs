@@ -13,19 +13,22 @@ pub(crate) enum Part {
     Build,
     /// The integration tests on the machine's own kernel.
     Host,
-    /// Those on the one guest that has it all.
+    /// Random faults on it.
+    Soak,
+    /// The integration tests on the one guest that has it all.
     Guest,
     /// Those on the other kernels.
     Others,
 }
 
 impl Part {
-    const ALL: [Self; 4] = [Self::Build, Self::Host, Self::Guest, Self::Others];
+    const ALL: [Self; 5] = [Self::Build, Self::Host, Self::Soak, Self::Guest, Self::Others];
 
     fn name(self) -> &'static str {
         match self {
             Self::Build => "build and lint",
             Self::Host => "host",
+            Self::Soak => "soak",
             Self::Guest => "guest",
             Self::Others => "other kernels",
         }
@@ -36,6 +39,7 @@ impl Part {
         match self {
             Self::Build => 6,
             Self::Host => 9,
+            Self::Soak => 2,
             Self::Guest => 6,
             Self::Others => 4,
         }

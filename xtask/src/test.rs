@@ -18,7 +18,7 @@ use crate::{
     guests::{Guests, Kernels, PROGRAMS, Scope},
     lint,
     matrix::Matrix,
-    setup,
+    setup, soak,
     stages::{Part, Stages},
     vm::ERROR_INJECTION,
 };
@@ -85,7 +85,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     let mut wrong = Vec::new();
     let mut total = Counts::default();
-    let folder = stages.time("programs", Part::Build, || build(&PROGRAMS))?;
+    let programs = [&PROGRAMS[..], &["fl-soak"]].concat();
+    let folder = stages.time("programs", Part::Build, || build(&programs))?;
     if filter.is_empty() {
         total += stages.time("unit tests", Part::Build, || units(&mut wrong))?;
     }
@@ -95,6 +96,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     stages.time("host", Part::Host, || host(options, &folder, &mut wrong, &mut matrix))?;
     if filter.is_empty() && is_listed()? {
         matrix.hold_against(&cells, HOST, *every_kernel);
+    }
+    if filter.is_empty() {
+        let soaked = stages.time("soak", Part::Soak, || soak::gate(&folder));
+        wrong.extend(soaked.err().map(|error| format!("{error:#}")));
     }
     if let Some(kernels) = kernels {
         let kernels = stages.time("kernels", Part::Build, || kernels.join());

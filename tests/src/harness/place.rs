@@ -31,7 +31,7 @@ const PROGRAMS: &str = "/mnt";
 const NONE: Option<&str> = None;
 
 /// Takes this process, which has one thread, there.
-pub(super) fn enter() -> Result {
+pub(crate) fn enter() -> Result {
     unshare(CloneFlags::CLONE_NEWNS).context("unshare(CLONE_NEWNS)")?;
     mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE).context("make / private")?;
     let programs = programs_folder()?;
