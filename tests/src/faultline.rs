@@ -116,7 +116,7 @@ impl Exit {
 }
 
 /// The arguments with `--json`, which belongs before the first `--and`, and before the words of a command to run.
-fn with_json(arguments: &[&str]) -> Vec<OsString> {
+pub(crate) fn with_json(arguments: &[&str]) -> Vec<OsString> {
     let first = arguments.iter().position(|argument| matches!(*argument, "--and" | "--"));
     let first = first.unwrap_or(arguments.len());
     let (before, after) = arguments.split_at(first);
@@ -166,11 +166,11 @@ impl Faultline {
     pub(crate) fn start_by(
         program: &Path,
         words: &[&str],
-        arguments: &[&str],
+        arguments: &[OsString],
         prepare: impl FnOnce(&mut Command),
     ) -> Result<Self> {
         let mut command = Command::new(program);
-        command.args(words).arg(binary()?).args(with_json(arguments));
+        command.args(words).arg(binary()?).args(arguments);
         prepare(&mut command);
         Self::spawn(command)
     }

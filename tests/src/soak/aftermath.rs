@@ -9,7 +9,7 @@ use std::{
 use super::{
     Went, events, faults::Fault, owners::Owner, plan::Step, report::Finding, roles::Role, scene::Scene,
 };
-use crate::{error::Result, harness::patience};
+use crate::{error::Result, faultline::Faultline, harness::patience};
 
 /// A sweep that could not put something back may do so a little later.
 pub(super) const SWEPT: Duration = Duration::from_secs(6);
@@ -27,7 +27,7 @@ impl Swept {
     fn sweep(&mut self) -> Result {
         let deadline = Instant::now() + patience(SWEPT);
         loop {
-            let exit = events::run(&["sweep"])?;
+            let exit = Faultline::run(&["sweep"])?;
             self.said = format!("exit {:?}, {:?}{:?}", exit.code, exit.stdout.trim(), exit.stderr.trim());
             self.is_kept = exit.code == Some(6);
             if !self.is_kept || Instant::now() > deadline {

@@ -1,8 +1,18 @@
 //! What happens to the owners of a step, or to what they act on.
 
-use std::{fs, io::Write, process::Command, thread, time::Duration};
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::PathBuf,
+    process::Command,
+    thread,
+    time::Duration,
+};
 
-use nix::sys::signal::Signal;
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::signal::Signal,
+};
 
 use super::{
     owners::{Owner, records},
@@ -74,7 +84,7 @@ pub(super) fn happen(
         Event::UnknownLine => {
             kill_with_guards(step, owners);
             wait_for_killed(owners);
-            unknown(step, owners, findings)?;
+            unknown(step, findings)?;
         }
         Event::OutputFull => output_full(step, owners, findings)?,
     }
@@ -97,11 +107,6 @@ fn wait_for_killed(owners: &mut [Owner]) {
     for owner in owners.iter_mut().filter(|owner| owner.is_killed) {
         owner.ends_within(COMMAND);
     }
-}
-
-/// A command of ours, to its end.
-pub(super) fn run(words: &[&str]) -> Result<Exit> {
-    Faultline::start_with(words, |_| {})?.wait(COMMAND)
 }
 
 /// What is wrong with how a command ended.
@@ -131,16 +136,16 @@ fn stop(step: &Step, owners: &mut [Owner], findings: &mut Vec<Finding>) -> Resul
     // One that ends by itself in between is not there any more.
     let ended = owners.iter_mut().any(|owner| owner.look().is_some());
     let codes: &[i32] = if ended || matches!(step.moment, Moment::Started(_)) { &[0, 2] } else { &[0] };
-    unless(codes, &words.join(" "), &run(&words)?, findings);
+    unless(codes, &words.join(" "), &Faultline::run(&words)?, findings);
     Ok(())
 }
 
 /// All of them, and nobody is left out: what was armed when it began has ended when it says so.
 fn stop_all(step: &Step, owners: &mut [Owner], findings: &mut Vec<Finding>) -> Result {
     owners.iter_mut().for_each(|owner| owner.is_asked = true);
-    let exit = run(&["stop", "--all"])?;
+    let exit = Faultline::run(&["stop", "--all"])?;
     unless(&[0], "stop --all", &exit, findings);
-    for owner in owners.iter_mut().filter(|owner| owner.is_armed) {
+    for owner in owners.iter_mut().filter(|owner| owner.is_armed()) {
         if !owner.ends_within(patience(Duration::from_secs(1))) {
             let what = format!(
                 "after `faultline stop --all` (exit {:?}, {:?}) there still runs {}",
@@ -160,9 +165,11 @@ fn out_of_memory(scene: &Scene<'_>, owners: &mut [Owner], findings: &mut Vec<Fin
     /// Room to begin with.
     const ROOM: u64 = 2 << 20;
     let memory = scene.memory();
-    for owner in owners.iter().filter_map(Owner::pid) {
-        // It is they that are to be killed, the others are not theirs. They may have ended.
-        let _ = fs::write(format!("/proc/{owner}/oom_score_adj"), "1000");
+    for owner in owners.iter_mut() {
+        // It is they that are to be killed. One that has ended has no number any more.
+        if let Some(pid) = owner.look().is_none().then(|| owner.pid()).flatten() {
+            let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), "1000");
+        }
     }
     memory.leave(ROOM)?;
     let mut command = Command::new(sibling("fl-soak")?);
@@ -184,7 +191,7 @@ fn out_of_memory(scene: &Scene<'_>, owners: &mut [Owner], findings: &mut Vec<Fin
 /// A sweep by somebody who does not see what there is to be put back.
 fn swept_from(namespace: Namespace, findings: &mut Vec<Finding>) -> Result {
     let role = ["--role", "within", namespace.name()];
-    let sweep = Faultline::start_by(&sibling("fl-soak")?, &role, &["sweep"], |_| {})?;
+    let sweep = Faultline::start_by(&sibling("fl-soak")?, &role, &["sweep".into()], |_| {})?;
     let exit = sweep.wait(COMMAND)?;
     // Kept, and named; or seen after all.
     unless(&[0, 6], &format!("sweep (in another {} namespace)", namespace.name()), &exit, findings);
@@ -193,7 +200,7 @@ fn swept_from(namespace: Namespace, findings: &mut Vec<Finding>) -> Result {
 
 /// Who wrote a record died within a line.
 fn tear() -> Result {
-    for (_, path) in records() {
+    for path in dead_records() {
         let mut file = fs::OpenOptions::new().append(true).open(&path).context(path.display())?;
         file.write_all(br#"{"entry":"change","change":"feat"#).context(path.display())?;
     }
@@ -202,37 +209,37 @@ fn tear() -> Result {
 
 /// A newer version wrote something into the records, or their first lines are damaged. What is not understood is kept, with
 /// all that there is to be undone, until it can be.
-fn unknown(step: &Step, owners: &mut [Owner], findings: &mut Vec<Finding>) -> Result {
+fn unknown(step: &Step, findings: &mut Vec<Finding>) -> Result {
     const NEWER: &str = r#"{"entry":"of_a_later_version","what":7}"#;
-    let records = records();
     let mut originals = Vec::new();
-    for (_, path) in &records {
-        let text = fs::read_to_string(path).context(path.display())?;
+    for path in dead_records() {
+        let text = fs::read_to_string(&path).context(path.display())?;
         let mut lines: Vec<&str> = text.lines().collect();
-        let first = lines.first().map(|line| line[line.len() / 2..].to_owned()).unwrap_or_default();
         if step.number.is_multiple_of(2) {
             lines.insert(lines.len().min(1), NEWER);
         } else if let Some(line) = lines.first_mut() {
-            *line = &first;
+            *line = line.get(line.len() / 2..).unwrap_or_default();
         }
-        // Who lives holds it open, and goes on writing to the same file.
-        fs::write(path, lines.join("\n") + "\n").context(path.display())?;
+        fs::write(&path, lines.join("\n") + "\n").context(path.display())?;
         originals.push((path, text));
     }
-    let exit = run(&["sweep"])?;
-    let is_dead = owners.iter().all(|owner| owner.is_killed);
-    unless(
-        if is_dead { &[0, 6] } else { &[0, 3, 6] },
-        "sweep (of a record with an unknown line)",
-        &exit,
-        findings,
-    );
+    let exit = Faultline::run(&["sweep"])?;
+    unless(&[0, 6], "sweep (of a record with an unknown line)", &exit, findings);
     for (path, text) in originals {
         if path.exists() {
-            fs::write(path, text).context(path.display())?;
+            fs::write(&path, text).context(path.display())?;
         }
     }
     Ok(())
+}
+
+/// Those of nobody who lives: who does holds his locked.
+fn dead_records() -> Vec<PathBuf> {
+    let is_dead = |path: &PathBuf| {
+        let file = File::open(path).ok();
+        file.is_some_and(|file| Flock::lock(file, FlockArg::LockSharedNonblock).is_ok())
+    };
+    records().into_iter().map(|(_, path)| path).filter(is_dead).collect()
 }
 
 /// Nobody reads, and there is no room: it heeds signals, and goes on or ends as it likes.

@@ -280,7 +280,10 @@ fn words(random: &mut Random, family: Family, kind: Kind) -> Vec<String> {
 fn packets(random: &mut Random, form: &str, kind: Kind, add: &mut impl FnMut(&str)) {
     let word = form.split(' ').nth(1).unwrap_or_default();
     let is_cut = ["partition", "blackhole", "timeout", "reset"].contains(&word);
-    if !is_cut || random.chance(30) {
+    if word == "dns" {
+        // A query goes one way.
+        add(random.pick(&["--direction out", "--direction in"]));
+    } else if !is_cut || random.chance(30) {
         add(random.pick(&["--direction out", "--direction in", "--direction both"]));
     }
     let aimed = match kind {

@@ -32,6 +32,7 @@ use self::{
 pub use self::{report::Finding, roles::play};
 use crate::{
     error::{Context, Failure, Result},
+    faultline::Faultline,
     harness::patience,
 };
 
@@ -104,7 +105,7 @@ pub fn run(options: &Options) -> Result<bool> {
 
 /// The faults that this kernel can have, and its mechanisms, as the doctor calls them.
 fn abilities() -> Result<BTreeSet<String>> {
-    let exit = events::run(&["doctor"])?;
+    let exit = Faultline::run(&["doctor", "--json"])?;
     let doctor: Value = serde_json::from_str(exit.stdout.trim()).context("what the doctor says")?;
     let listed = |list: &str| doctor[list].as_array().cloned().context(format_args!("the doctor's {list}"));
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -179,7 +180,7 @@ fn read(number: u64, is_over: &AtomicBool) -> Vec<Finding> {
     while !is_over.load(Ordering::Relaxed) {
         let (words, codes): (&[&str], &[i32]) =
             if number == 1 { (&["sweep"], &[0, 6]) } else { (&["ps"], &[0]) };
-        match events::run(words) {
+        match Faultline::run(words) {
             Ok(exit) if exit.code.is_some_and(|code| codes.contains(&code)) => {}
             Ok(exit) => {
                 let what =

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     error::{Context, Result},
-    faultline::{Exit, Faultline, sibling},
+    faultline::{Exit, Faultline, sibling, with_json},
     harness::{RECORDS, patience},
 };
 
@@ -42,7 +42,6 @@ pub(super) struct Owner {
     pub(super) fault: Fault,
     process: Faultline,
     is_elsewhere: bool,
-    pub(super) is_armed: bool,
     /// Whether it was told to end, by a signal or by `faultline stop`.
     pub(super) is_asked: bool,
     pub(super) is_killed: bool,
@@ -72,12 +71,11 @@ impl Owner {
         };
         let process = if is_elsewhere {
             let role = ["--role", "within", Namespace::Pid.name()];
-            Faultline::start_by(&sibling("fl-soak")?, &role, &words, prepare)?
+            Faultline::start_by(&sibling("fl-soak")?, &role, &with_json(&words), prepare)?
         } else {
             Faultline::start_with(&words, prepare)?
         };
-        let (is_armed, is_asked, is_killed, exit) = (false, false, false, None);
-        Ok(Self { fault, process, is_elsewhere, is_armed, is_asked, is_killed, exit })
+        Ok(Self { fault, process, is_elsewhere, is_asked: false, is_killed: false, exit: None })
     }
 
     /// Waits until it is armed or has ended.
@@ -87,11 +85,15 @@ impl Owner {
     /// If neither comes.
     pub(super) fn wait_armed(&mut self) -> Result {
         if self.process.wait_event("armed", ARMING).is_ok() {
-            self.is_armed = true;
             return Ok(());
         }
         self.exit = Some(self.process.wait(Duration::ZERO).context(self.fault.line())?);
         Ok(())
+    }
+
+    /// Whether it has said that it is, or was.
+    pub(super) fn is_armed(&self) -> bool {
+        self.process.events().iter().any(|event| event.kind == "armed")
     }
 
     /// Its own process, wherever that is. Nothing if it has none yet, or has ended.
@@ -185,7 +187,7 @@ impl Owner {
             let is_ours = if signal == Signal::SIGKILL as i32 {
                 may_be_killed
             } else {
-                self.is_asked && !self.is_armed
+                self.is_asked && !self.is_armed()
             };
             return if is_ours { None } else { wrong("it was killed by nobody here") };
         };
@@ -194,7 +196,7 @@ impl Owner {
             130 => self.is_asked,
             0 | 5 => step.event == Event::Duration || self.fault.has_command(),
             // It has not begun, and says why in a sentence.
-            3 => !self.is_armed && said.lines().count() == 1,
+            3 => !self.is_armed() && said.lines().filter(|line| !is_of_others(line)).count() == 1,
             4 => {
                 let lost = step.event.takes_interface() || lives_by_target || step.event == Event::OutputFull;
                 let lapsed = step.event == Event::Pause && step.hits(place);
@@ -227,6 +229,11 @@ impl Owner {
             Some(exit) => format!("signal {}", exit.signal.unwrap_or_default()),
         }
     }
+}
+
+/// What a command says of those that died before.
+fn is_of_others(line: &str) -> bool {
+    line.contains(", whose owner is gone, ")
 }
 
 /// Moves the calling process.

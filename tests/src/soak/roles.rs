@@ -198,3 +198,20 @@ fn hear(heard: &mut Heard, line: &str) {
         heard.last = line.into();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_told_apart() {
+        let mut heard = Heard::default();
+        for line in ["ready", "beat files", "error clocks: back by 3 ns", "beat files", "beat traffic", "7 3"]
+        {
+            hear(&mut heard, line);
+        }
+        assert_eq!(heard.beats, [("files".to_owned(), 2), ("traffic".to_owned(), 1)]);
+        assert_eq!((heard.lines, heard.last.as_str()), (6, "7 3"));
+        assert_eq!(heard.errors, ["clocks: back by 3 ns"]);
+    }
+}

@@ -299,6 +299,13 @@ impl<'a> Scene<'a> {
     }
 }
 
+impl Drop for Scene<'_> {
+    fn drop(&mut self) {
+        // What cannot be taken back is in mounts that end with this process.
+        let _ = self.clear();
+    }
+}
+
 /// Fills the pipe that a process prints to.
 pub(super) fn fill_output(pid: i32) -> Result {
     let path = format!("/proc/{pid}/fd/1");
