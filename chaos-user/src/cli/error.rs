@@ -79,6 +79,9 @@ pub enum CliError {
     /// The interface.
     #[error("--dev: {0}")]
     Device(#[from] DeviceError),
+    /// What is to be left alone.
+    #[error("look for your own SSH session, which no fault hits: {0}; --include-protected does not look")]
+    Protected(#[source] kernel::Error),
     /// Whose packets.
     #[error(transparent)]
     Target(#[from] CgroupError),
@@ -158,6 +161,7 @@ impl CliError {
             | Self::Held { .. }
             | Self::Place(_)
             | Self::Device(_)
+            | Self::Protected(_)
             | Self::Target(_)
             | Self::Apply(_)
             | Self::Preview(_)

@@ -212,7 +212,11 @@ fn plan(spec: &NetSpec, rules: Vec<fault::Rule>, targets: Vec<(Owner, Target)>) 
     let limit = spec.limit.unwrap_or(net::MOST_WAITING);
     let targets = targets.into_iter().map(|(_, target)| target).collect();
     let refuses = rules.iter().any(|rule| rule.direction == Direction::Connect);
-    let protected = if spec.include_protected { Protected::default() } else { Protected::all(refuses) };
+    let protected = if spec.include_protected {
+        Protected::default()
+    } else {
+        Protected::all(refuses).map_err(CliError::Protected)?
+    };
     let NetSpec { duration, exact, .. } = *spec;
     Ok(Plan { device, targets, rules, seed, duration, limit, exact, protected })
 }

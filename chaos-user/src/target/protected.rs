@@ -1,7 +1,7 @@
 //! What no fault hits unless it is asked to: the caller's own way in.
 
 use std::{
-    fmt, fs,
+    fmt, fs, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     process,
 };
@@ -10,6 +10,8 @@ use chaos_ebpf::{
     abi::{self, protect},
     packet::protocol,
 };
+
+use crate::kernel::{Error, Result};
 
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
@@ -23,13 +25,20 @@ pub struct Protected {
     pub loopback: bool,
     /// The SSH connection by which the caller is here.
     pub session: Option<SshSession>,
+    /// A process that may not be asked whether it has one.
+    pub unasked: Option<u32>,
 }
 
 impl Protected {
     /// All that there is to protect here, from faults that refuse connections or not.
-    #[must_use]
-    pub fn all(loopback: bool) -> Self {
-        Self { metadata: true, loopback, session: ssh_session() }
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, where it does not say by which way the caller is here.
+    pub fn all(loopback: bool) -> Result<Self> {
+        let mut unasked = None;
+        let session = ssh_session(&mut unasked)?;
+        Ok(Self { metadata: true, loopback, session, unasked })
     }
 
     /// Whether a connection is one of these.
@@ -74,7 +83,11 @@ impl fmt::Display for Protected {
         });
         let metadata = self.metadata.then(|| METADATA.to_string());
         let loopback = self.loopback.then(|| "connections to loopback".to_owned());
-        f.write_str(&session.into_iter().chain(metadata).chain(loopback).collect::<Vec<_>>().join(" and "))
+        f.write_str(&session.into_iter().chain(metadata).chain(loopback).collect::<Vec<_>>().join(" and "))?;
+        match self.unasked.filter(|_| self.session.is_none()) {
+            Some(process) => write!(f, " (whether process {process} has an SSH session may not be read)"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -91,17 +104,38 @@ pub struct SshSession {
 
 /// The caller's SSH connection, if it has one: by the environment of this process, or of the one that started it and so
 /// on, for `sudo` and `su` hide it.
-fn ssh_session() -> Option<SshSession> {
+fn ssh_session(unasked: &mut Option<u32>) -> Result<Option<SshSession>> {
     let mut process = process::id();
     while process > 1 {
-        if let Some(session) =
-            fs::read(format!("/proc/{process}/environ")).ok().and_then(|text| in_environment(&text))
-        {
-            return Some(session);
+        let path = format!("/proc/{process}/environ");
+        match unless_gone(fs::read(&path)) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                unasked.get_or_insert(process);
+            }
+            text => {
+                let text = text.map_err(|source| Error::new("read", path, source))?;
+                if let Some(session) = text.and_then(|text| in_environment(&text)) {
+                    return Ok(Some(session));
+                }
+            }
         }
-        process = parent(&fs::read_to_string(format!("/proc/{process}/stat")).ok()?)?;
+        let path = format!("/proc/{process}/stat");
+        let stat =
+            unless_gone(fs::read_to_string(&path)).map_err(|source| Error::new("read", path, source))?;
+        match stat.and_then(|stat| parent(&stat)) {
+            Some(parent) => process = parent,
+            None => break,
+        }
     }
-    None
+    Ok(None)
+}
+
+/// What was read of a process; nothing of one that has ended, or is not to be seen from here.
+fn unless_gone<T>(read: io::Result<T>) -> io::Result<Option<T>> {
+    match read {
+        Err(gone) if matches!(gone.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => Ok(None),
+        read => read.map(Some),
+    }
 }
 
 /// The fourth field; the second, the name in parentheses, may hold anything.
@@ -136,5 +170,19 @@ mod tests {
             assert_eq!(session(text), None);
         }
         assert_eq!(parent("42 (a (b) c) S 7 42 42 0"), Some(7));
+    }
+
+    #[test]
+    fn what_is_not_known_is_said() {
+        let protected = Protected { metadata: true, unasked: Some(7), ..Protected::default() };
+        let expected = "169.254.169.254 (whether process 7 has an SSH session may not be read)";
+        assert_eq!(protected.to_string(), expected);
+    }
+
+    #[test]
+    fn only_what_is_not_found_is_gone() {
+        let error = |errno| Err::<(), _>(io::Error::from_raw_os_error(errno));
+        assert!(matches!(unless_gone(error(libc::ENOENT)), Ok(None)));
+        assert!(unless_gone(error(libc::EMFILE)).is_err());
     }
 }
