@@ -25,10 +25,16 @@ pub fn each(process: u32, mut action: impl FnMut(&OwnedFd) -> Result<()>) -> Res
         Ok(files) => files,
         Err(source) => return gone(source).map_err(|source| error("readdir", source)),
     };
-    // Files are closed at any time.
-    for file in files.flatten() {
-        let is_socket =
-            fs::read_link(file.path()).is_ok_and(|link| link.to_string_lossy().starts_with("socket:"));
+    for file in files {
+        let file = match file {
+            Ok(file) => file,
+            Err(source) => return gone(source).map_err(|source| error("readdir", source)),
+        };
+        // Files are closed at any time.
+        let is_socket = match fs::read_link(file.path()) {
+            Ok(link) => link.to_string_lossy().starts_with("socket:"),
+            Err(source) => gone(source).map(|()| false).map_err(|source| error("readlink", source))?,
+        };
         let Some(number) = file.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
             continue;
         };

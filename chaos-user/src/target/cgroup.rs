@@ -214,7 +214,11 @@ impl Cgroup {
     /// Whether it is still there.
     #[must_use]
     pub fn exists(&self) -> bool {
-        fs::metadata(&self.path).is_ok_and(|folder| folder.ino() == self.id)
+        match fs::metadata(&self.path) {
+            Ok(folder) => folder.ino() == self.id,
+            // Nothing else says that it is gone.
+            Err(error) => !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)),
+        }
     }
 }
 
