@@ -18,6 +18,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use super::{
     Error, Result, ethtool,
     netlink::{BpfFilter, Direction as Side, Netlink, Quiet, ROOT, Veth},
+    own_thread,
     programs::Programs,
     sys::{self, Target},
 };
@@ -121,7 +122,7 @@ impl Detour {
                 .map_err(|errno| Error::new("setns(CLONE_NEWNET)", "the detour's", errno.into()))?;
             hold(bounce, far, Side::Ingress, program::BOUNCE[way])
         };
-        let link = thread::scope(|scope| scope.spawn(attach).join()).unwrap_or_else(|_| Err(panicked()))?;
+        let link = own_thread::run(attach).map_err(no_thread)??;
         self.links.extend(link);
         Ok(())
     }
@@ -185,11 +186,11 @@ fn new_netns() -> Result<File> {
         File::open("/proc/thread-self/ns/net")
     };
     let error = |source| Error::new("unshare(CLONE_NEWNET)", "the detour's", source);
-    thread::spawn(make).join().map_or_else(|_| Err(panicked()), |made| made.map_err(error))
+    own_thread::run(make).map_err(no_thread)?.map_err(error)
 }
 
-fn panicked() -> Error {
-    Error::new("thread", "the detour's", io::ErrorKind::Other.into())
+fn no_thread(source: io::Error) -> Error {
+    Error::new("clone", "a thread for the detour", source)
 }
 
 /// Puts a program on an end. Below Linux 6.6 by a filter, which goes with the interface.

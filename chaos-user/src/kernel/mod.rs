@@ -18,6 +18,7 @@ pub mod mechanism;
 pub mod memory;
 pub mod netlink;
 pub mod object;
+pub(crate) mod own_thread;
 pub mod peers;
 pub mod probe;
 pub mod prod;

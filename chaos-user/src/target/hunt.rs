@@ -14,6 +14,7 @@ use std::{
 use nix::sched::{CloneFlags, setns};
 
 use super::netns::{OWN, current};
+use crate::kernel::own_thread;
 
 /// What looking for something in network namespaces has come to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,14 +64,8 @@ pub fn in_others<T: Send>(but: u64, action: impl Fn() -> Option<T> + Sync) -> io
 
 /// In a thread of its own, so that the caller stays where it is.
 fn inside<T: Send>(namespace: File, action: impl FnOnce() -> T + Send) -> io::Result<T> {
-    let entered = std::thread::scope(|scope| {
-        let run = || setns(namespace, CloneFlags::CLONE_NEWNET).map(|()| action());
-        scope.spawn(run).join()
-    });
-    match entered {
-        Ok(result) => Ok(result?),
-        Err(panic) => std::panic::resume_unwind(panic),
-    }
+    let run = || setns(namespace, CloneFlags::CLONE_NEWNET).map(|()| action());
+    Ok(own_thread::run(run)??)
 }
 
 /// Goes through all places where a network namespace can be found: each is visited once.

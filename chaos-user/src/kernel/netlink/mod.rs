@@ -9,7 +9,7 @@ mod tc;
 #[cfg(test)]
 mod tests;
 
-use std::{io, os::fd::BorrowedFd, thread};
+use std::{io, os::fd::BorrowedFd};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE,
@@ -25,7 +25,7 @@ pub use self::{
     link::{Link, Quiet, Veth},
     tc::{BpfFilter, Direction, Filter, Qdisc, ROOT},
 };
-use super::{Error, Result};
+use super::{Error, Result, own_thread};
 
 /// Length of `struct nlmsghdr`, which an error repeats.
 const HEADER: usize = 16;
@@ -57,14 +57,14 @@ impl Netlink {
     }
 
     fn open_protocol(protocol: isize, name: &'static str) -> Result<Self> {
-        let error = |source| Error::new("socket(AF_NETLINK)", name, source);
-        let mut socket = Socket::new(protocol).map_err(error)?;
-        socket.bind_auto().map_err(error)?;
+        let error = |call| move |source| Error::new(call, name, source);
+        let mut socket = Socket::new(protocol).map_err(error("socket(AF_NETLINK)"))?;
+        socket.bind_auto().map_err(error("bind(AF_NETLINK)"))?;
         // Only the kernel (port 0) may answer.
-        socket.connect(&SocketAddr::new(0, 0)).map_err(error)?;
+        socket.connect(&SocketAddr::new(0, 0)).map_err(error("connect(AF_NETLINK)"))?;
         // The sentence that comes with an errno, and no copy of our own request before it.
-        socket.set_ext_ack(true).map_err(error)?;
-        socket.set_cap_ack(true).map_err(error)?;
+        socket.set_ext_ack(true).map_err(error("setsockopt(NETLINK_EXT_ACK)"))?;
+        socket.set_cap_ack(true).map_err(error("setsockopt(NETLINK_CAP_ACK)"))?;
         Ok(Self { socket, sequence: 0 })
     }
 
@@ -79,8 +79,8 @@ impl Netlink {
                 .map_err(|errno| Error::new("setns(CLONE_NEWNET)", "network namespace", errno.into()))?;
             Self::open()
         };
-        thread::scope(|scope| scope.spawn(open).join())
-            .unwrap_or_else(|_| Err(Error::new("setns", "network namespace", io::ErrorKind::Other.into())))
+        own_thread::run(open)
+            .map_err(|source| Error::new("clone", "a thread to enter a network namespace", source))?
     }
 
     /// Sends a request, waits for its acknowledgement, and returns what was answered before it.

@@ -43,6 +43,7 @@ use super::{
     Error,
     btf::{KernelTypes, VMLINUX},
     mechanism::Mechanism as M,
+    own_thread,
 };
 
 /// What a probe found: a mechanism that works, maybe with a remark, or why not.
@@ -91,15 +92,16 @@ pub fn run() -> Report {
     }
     // Side by side, because most of the time is spent waiting for the kernel to detach.
     let answers = thread::scope(|scope| {
-        let types = scope.spawn(KernelTypes::read);
+        let types = own_thread::begin(scope, KernelTypes::read);
         // This thread enters a network namespace of its own; the namespace goes with it.
-        let net = scope.spawn(net::probe);
-        let own = scope.spawn(|| in_own_thread(&host, types));
+        let net = own_thread::begin(scope, net::probe);
+        let own = own_thread::begin(scope, || in_own_thread(&host, types));
         let cgroup = cgroup::probe();
-        [net.join().unwrap_or_default(), own.join().unwrap_or_default(), cgroup]
-            .into_iter()
-            .flatten()
-            .collect()
+        // What there is no room for a thread for is said not to have been tried.
+        let answers = |thread: io::Result<ScopedJoinHandle<'_, Vec<(M, Answer)>>>| {
+            thread.ok().and_then(|thread| thread.join().ok()).unwrap_or_default()
+        };
+        [answers(net), answers(own), cgroup].into_iter().flatten().collect()
     });
     Report::new(&host, answers)
 }
@@ -151,14 +153,16 @@ const DEEPEST: u8 = 64;
 /// The probes that act for the thread they run in. One after the other: some share a function.
 fn in_own_thread(
     host: &Host,
-    types: ScopedJoinHandle<'_, Result<&'static KernelTypes, Error>>,
+    types: io::Result<ScopedJoinHandle<'_, Result<&'static KernelTypes, Error>>>,
 ) -> Vec<(M, Answer)> {
     let thread = Thread::current();
     let mut answers = helper::probe(host);
     answers.extend(probes::probe(thread));
     answers.extend(vdso::probe());
-    let types =
-        types.join().unwrap_or_else(|_| Err(Error::new("parse", VMLINUX, io::ErrorKind::InvalidData.into())));
+    let unread = |_| Err(Error::new("parse", VMLINUX, io::ErrorKind::InvalidData.into()));
+    let types = types
+        .map_err(|source| Error::new("clone", "a thread", source))
+        .and_then(|thread| thread.join().unwrap_or_else(unread));
     answers.push((M::Btf, btf(&types)));
     answers.extend(tracing::probe(thread, host, types.as_ref().ok().copied()));
     answers

@@ -17,7 +17,7 @@ use self::{
     task::Stat,
     thread::{AWHILE, Thread},
 };
-use super::{Error, hold};
+use super::{Error, hold, own_thread};
 
 /// Why a process does not stand still.
 #[derive(Debug, thiserror::Error)]
@@ -74,23 +74,27 @@ pub fn while_stopped<T: Send>(
         stopped.let_go();
         done
     };
-    by_a_tracer(process, traced)
-        .unwrap_or_else(|| Err(Error::new("ptrace", process.to_string(), io::ErrorKind::Other.into()).into()))
+    match by_a_tracer(process, traced) {
+        Ok(done) => done.unwrap_or_else(|| {
+            Err(Error::new("ptrace", process.to_string(), io::ErrorKind::Other.into()).into())
+        }),
+        Err(source) => Err(Error::new("clone", format!("a thread to stop process {process}"), source).into()),
+    }
 }
 
 /// Does something in a thread of its own, whose tracees are let go of by the kernel as it ends, also those that would not
 /// stop; nothing if it panics. See [`task::bury`] for what this one does meanwhile.
-fn by_a_tracer<T: Send>(process: u32, traced: impl FnOnce() -> T + Send) -> Option<T> {
+fn by_a_tracer<T: Send>(process: u32, traced: impl FnOnce() -> T + Send) -> io::Result<Option<T>> {
     let (running, over) = mpsc::channel::<()>();
     std::thread::scope(|scope| {
-        let tracer = scope.spawn(move || {
+        let tracer = own_thread::begin(scope, move || {
             let _running = running;
             traced()
-        });
+        })?;
         while over.recv_timeout(AWHILE) == Err(mpsc::RecvTimeoutError::Timeout) {
             task::bury(process);
         }
-        tracer.join().ok()
+        Ok(tracer.join().ok())
     })
 }
 

@@ -424,7 +424,8 @@ fn who_executes_a_program_is_not_kept_from_it() {
             });
             // It may be another program's by now.
             let _ = stopped.hold();
-        });
+        })
+        .expect("a thread");
     });
     let program = || fs::read_link(format!("/proc/{}/exe", subject.pid)).ok();
     let own = fs::read_link("/proc/self/exe").ok();
