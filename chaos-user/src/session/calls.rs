@@ -78,7 +78,7 @@ impl CallRun {
 
     /// Loads and attaches, disarmed.
     pub(super) fn attach(plan: CallPlan) -> Result<Self, SessionError> {
-        let exempt = Exempt { owner_tgid: probe::own_tgid(), files: plan.own_files };
+        let exempt = Exempt { owner_tgid: probe::own_tgid()?, files: plan.own_files };
         let mut programs = CallPrograms::new(&plan.rules, &plan.tables, plan.by, exempt)?;
         SessionError::if_interrupted()?;
         // Those that come to be meanwhile are written down by the programs; whoever is of several has the rules of all.

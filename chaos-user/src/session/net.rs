@@ -167,7 +167,7 @@ impl NetRun {
         let environment = Environment {
             protect,
             session,
-            owner_tgid: probe::own_tgid(),
+            owner_tgid: probe::own_tgid()?,
             ethernet: plan.device.as_ref().is_some_and(|device| device.ethernet),
             ifindex,
             place: place(journal.begun().netns, ifindex),

@@ -225,7 +225,7 @@ impl SkewRun {
 
 /// The programs, with those that rewrite what system calls read if they may.
 fn programs(plan: &SkewPlan) -> Result<(TimePrograms, Rewriting), SessionError> {
-    let exempt = Exempt { owner_tgid: probe::own_tgid(), files: Default::default() };
+    let exempt = Exempt { owner_tgid: probe::own_tgid()?, files: Default::default() };
     let holding = Holding::on(Crew::cpus()?.len());
     let load = |rewrite| TimePrograms::new(&plan.tables, exempt, holding, rewrite);
     match plan.spec.by {

@@ -104,7 +104,7 @@ fn check_result<T>(
     code: Code,
     attach: impl FnOnce(&Code) -> Result<T>,
 ) -> Result {
-    let code = Thread::current().only(code);
+    let code = Thread::current()?.only(code);
     let look = || Ok::<_, Failure>([action(), elsewhere(&action)?]);
     let before = look()?;
     let held = attach(&code)?;
@@ -122,7 +122,7 @@ fn check_result<T>(
 fn check_count<T>(action: impl Fn() -> Errno, attach: impl FnOnce(&Code) -> Result<T>) -> Result {
     const HERE: u64 = 100;
     let flag = Flag::new()?;
-    let code = Thread::current().only(flag.count());
+    let code = Thread::current()?.only(flag.count());
     let act = |times: u64| (0..times).map(|_| action()).fold(0, Errno::max);
     ensure!(act(1) == 0, "the action fails before anything is attached");
     let held = attach(&code)?;

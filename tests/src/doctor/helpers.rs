@@ -44,7 +44,7 @@ pub(super) fn btf() -> Result {
         .call(bpf_func_id::BPF_FUNC_probe_read_kernel)
         .exit_with_result();
     let result = run_here(&load_raw("fl_test_btf", &code)?)?;
-    let (seen, own) = (flag.get()?, u64::from(Thread::current().tgid()));
+    let (seen, own) = (flag.get()?, u64::from(Thread::current()?.tgid()));
     ensure!(result == 0 && seen == own, "task_struct.tgid at {offset} is {seen} and not {own}");
     for nowhere in [types.offset("task_struct", "no_such_field"), types.function("no_such_function")] {
         ensure!(nowhere.is_err(), "what is in no kernel was found: {nowhere:?}");
@@ -97,7 +97,7 @@ pub(super) fn probe_write_user() -> Result {
         .set(3, 8)
         .call(bpf_func_id::BPF_FUNC_probe_write_user);
     let before = look()?;
-    let program = load_raw("fl_test_write", &Thread::current().only(write))?;
+    let program = load_raw("fl_test_write", &Thread::current()?.only(write))?;
     let link = sys::raw_tracepoint(program.as_fd(), Some("task_rename"))?;
     let during = look()?;
     drop((link, program));

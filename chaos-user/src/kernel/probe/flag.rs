@@ -1,6 +1,12 @@
 //! How a probe sees that its program ran, and ran for the probe's own thread only.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::{
+    fs,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
+};
 
 use aya_obj::generated::{bpf_cmd, bpf_func_id, bpf_map_type, bpf_prog_type};
 
@@ -11,6 +17,10 @@ use crate::kernel::{
     Error, Result,
     sys::{self, Program, bpf, bpf_fd, zeroed},
 };
+
+/// The first PID namespace, the same on all kernels.
+/// <https://elixir.bootlin.com/linux/v6.12/source/include/linux/proc_ns.h#L42>
+const FIRST_NAMESPACE: u64 = 0xEFFF_FFFC;
 
 /// A number in a map that a program writes.
 #[derive(Debug)]
@@ -80,10 +90,21 @@ impl Thread {
     /// The calling thread.
     ///
     /// Asked of a program, because `getpid` answers in the process's own PID namespace and a program sees the
-    /// initial one. Before Linux 5.10, which cannot run such a program, the two are taken for the same.
-    pub fn current() -> Self {
-        let here = || u64::from(std::process::id()) << 32 | gettid().as_raw() as u64;
-        Self(ask(bpf_func_id::BPF_FUNC_get_current_pid_tgid).unwrap_or_else(|_| here()))
+    /// initial one.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, but for where the two are the same.
+    pub fn current() -> Result<Self> {
+        ask(bpf_func_id::BPF_FUNC_get_current_pid_tgid).map(Self).or_else(|error| {
+            let namespace = fs::metadata("/proc/self/ns/pid").map(|namespace| namespace.ino());
+            if matches!(namespace, Ok(FIRST_NAMESPACE)) { Ok(Self::here()) } else { Err(error) }
+        })
+    }
+
+    /// The calling thread by its numbers in its own PID namespace.
+    pub fn here() -> Self {
+        Self(u64::from(std::process::id()) << 32 | gettid().as_raw() as u64)
     }
 
     /// Its process, as a program sees it.

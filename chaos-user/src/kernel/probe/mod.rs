@@ -107,9 +107,12 @@ pub fn run() -> Report {
 }
 
 /// The calling process as the kernel's programs see it, whatever PID namespace it is in.
-#[must_use]
-pub fn own_tgid() -> u32 {
-    Thread::current().tgid()
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn own_tgid() -> Result<u32, Error> {
+    Ok(Thread::current()?.tgid())
 }
 
 /// A program that says the kernel's `jiffies_64` as programs see it.
@@ -155,7 +158,7 @@ fn in_own_thread(
     host: &Host,
     types: io::Result<ScopedJoinHandle<'_, Result<&'static KernelTypes, Error>>>,
 ) -> Vec<(M, Answer)> {
-    let thread = Thread::current();
+    let thread = Thread::current().unwrap_or_else(|_| Thread::here());
     let mut answers = helper::probe(host);
     answers.extend(probes::probe(thread));
     answers.extend(vdso::probe());
