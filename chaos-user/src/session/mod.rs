@@ -154,7 +154,9 @@ impl SessionError {
 
 impl From<kernel::Error> for SessionError {
     fn from(error: kernel::Error) -> Self {
-        if error.object.ends_with(btf::VMLINUX) { Self::Types(error) } else { Self::Kernel(error) }
+        // One that is there and could not be read this time is no reason to use another kernel.
+        let is_lacking = matches!(error.errno(), 0 | libc::ENOENT);
+        if is_lacking && error.object.ends_with(btf::VMLINUX) { Self::Types(error) } else { Self::Kernel(error) }
     }
 }
 
