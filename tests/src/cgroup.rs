@@ -106,10 +106,19 @@ impl Cgroup {
     /// If it cannot be started.
     pub fn inhabit(&self, prepare: impl FnOnce(&mut Command)) -> Result<Inhabitant> {
         // It ends when nobody can write to it any more.
-        let mut command = Command::new(program("cat").context("no program cat")?);
+        self.inhabit_as(&program("cat").context("no program cat")?, prepare)
+    }
+
+    /// Starts another program in here, until its value is dropped or its input ends. `prepare` may change it before.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be started.
+    pub fn inhabit_as(&self, program: &Path, prepare: impl FnOnce(&mut Command)) -> Result<Inhabitant> {
+        let mut command = Command::new(program);
         command.stdin(Stdio::piped()).stdout(Stdio::null());
         prepare(&mut command);
-        self.run(|| Ok(Inhabitant(command.spawn().context("cat")?)))
+        self.run(|| Ok(Inhabitant(command.spawn().context(program.display())?)))
     }
 
     /// The same in a network namespace.

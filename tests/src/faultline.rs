@@ -175,6 +175,15 @@ impl Faultline {
         Self::spawn(command)
     }
 
+    /// Starts a command that the caller has put together, such as one under strace.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be started.
+    pub(crate) fn start_command(command: Command) -> Result<Self> {
+        Self::spawn(command)
+    }
+
     /// Runs a command to its end, as it is written.
     ///
     /// # Errors

@@ -23,6 +23,7 @@ mod cut;
 mod decoys;
 mod dns;
 mod doctor;
+mod failing;
 mod ground;
 mod life;
 mod loss;
@@ -58,7 +59,7 @@ pub fn tests() -> Vec<&'static Test> {
         programs::TESTS,
         programs::storage::TESTS,
     ];
-    let folders = [life::TESTS, calls::TESTS, calls_life::TESTS, time::TESTS, rights::TESTS]
+    let folders = [life::TESTS, calls::TESTS, calls_life::TESTS, time::TESTS, rights::TESTS, failing::TESTS]
         .into_iter()
         .flatten()
         .copied();

@@ -34,7 +34,7 @@ const LOSS: [&str; 7] = ["net", "loss", "1%", "--dev", "lo", "--for", "100ms"];
 const NONE: Option<&str> = None;
 
 /// One sentence on standard error, with all of this in it, and nothing on standard output.
-pub(super) fn one_sentence(exit: &Exit, code: i32, says: &[&str]) -> Result {
+pub(crate) fn one_sentence(exit: &Exit, code: i32, says: &[&str]) -> Result {
     let stderr = &exit.stderr;
     ensure!(exit.code == Some(code) && exit.signal.is_none(), "not exit {code}: {exit:?}");
     ensure!(exit.stdout.is_empty() && exit.events.is_empty(), "it printed {} {:?}", exit.stdout, exit.events);
