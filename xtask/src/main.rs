@@ -4,6 +4,7 @@ mod bench;
 mod cargo;
 mod cells;
 mod demo;
+mod failing;
 mod fidelity;
 mod guests;
 mod kernels;
@@ -40,6 +41,8 @@ enum Command {
     Vm(guests::Options),
     /// Begin and end random faults for minutes, and look after each step whether everything is as it was
     Soak(soak::Options),
+    /// Have each system call of the injector fail once, and see that it says so and leaves nothing
+    Failing(failing::Options),
     /// Ask the doctor on every kernel and write docs/kernels.md
     Kernels,
     /// Measure what a decision costs, beside bare programs, strace and libfaketime
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::run(&options),
         Command::Vm(options) => guests::run(&options),
         Command::Soak(options) => soak::run(&options),
+        Command::Failing(options) => failing::run(&options),
         Command::Kernels => kernels::run(),
         Command::Bench { part } => bench::run(part),
         Command::Peers => peers::run(),

@@ -156,7 +156,11 @@ impl From<kernel::Error> for SessionError {
     fn from(error: kernel::Error) -> Self {
         // One that is there and could not be read this time is no reason to use another kernel.
         let is_lacking = matches!(error.errno(), 0 | libc::ENOENT);
-        if is_lacking && error.object.ends_with(btf::VMLINUX) { Self::Types(error) } else { Self::Kernel(error) }
+        if is_lacking && error.object.ends_with(btf::VMLINUX) {
+            Self::Types(error)
+        } else {
+            Self::Kernel(error)
+        }
     }
 }
 
