@@ -281,7 +281,10 @@ impl Runner {
         let attempts = if test.once { 1 } else { ATTEMPTS };
         for _ in 1..attempts {
             let (report, still) = self.attempt(test);
-            if report.outcome != Outcome::Fail || still < standstill::LONG {
+            // A moment's standstill is no reason for what hangs for minutes.
+            let limit = test.limit();
+            let hung = report.seconds >= limit.as_secs_f64() && still < limit / 4;
+            if report.outcome != Outcome::Fail || still < standstill::LONG || hung {
                 return report;
             }
             let reason = format!("the machine stood still for {} ms: {}", still.as_millis(), report.reason);

@@ -373,10 +373,10 @@ impl VdsoChange {
         for process in processes {
             match Memory::open(process) {
                 Ok(memory) if memory.is_changed(self).unwrap_or(false) => found.changed.push(memory),
-                Err(ClockError::Kernel(error)) if rights::is_refusal(&error.source) => {
-                    if !self.is_free(process) {
-                        found.refused = Some(error);
-                    }
+                Err(ClockError::Kernel(error))
+                    if rights::is_refusal(&error.source) && !self.is_free(process) =>
+                {
+                    found.refused = Some(error);
                 }
                 // Of processes that come and go it cannot be known, and those of other kinds are none of ours.
                 _ => {}

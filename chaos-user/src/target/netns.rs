@@ -12,7 +12,7 @@ use std::{
 use nix::sched::{CloneFlags, setns};
 
 use crate::{
-    host::{Use, rights},
+    host::rights,
     kernel,
     spec::{FileError, Invalid, open_file, parse_pid},
 };
