@@ -141,7 +141,7 @@ const OTHERS: &[Row] = &[
     ("io slow 1mb/s --dev-block 8:0", 2, &["--cgroup, --unit or --container"]),
     ("io slow 1mb/s --cgroup /", 2, &["--dev-block", "required"]),
     ("io slow 1mb/s --dev-block 8:0 --cgroup /no/such", 3, &["/no/such"]),
-    ("io slow fast --dev-block 8:0 --cgroup /", 2, &["fast", "1mb/s"]),
+    ("io slow fast --dev-block 8:0 --cgroup /", 2, &["not a rate", "1mb/s"]),
     ("time skew --offset 1h", 2, &["--cgroup", "command after --"]),
     ("time skew --offset 1h --pid 0", 2, &["--pid"]),
     ("time skew --offset 1h --pid 2147483647", 3, &["--pid 2147483647", "no such process"]),

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chaos_user::session::LEASE;
+use chaos_user::session::{LEASE, RENEWAL};
 use nix::{
     fcntl::{FcntlArg, fcntl},
     sys::signal::{SigHandler, Signal, kill, signal},
@@ -90,7 +90,7 @@ fn begins(scene: &mut Scene) -> Result {
 /// It acts for longer than it would without being renewed.
 fn goes_on(scene: &mut Scene) -> Result {
     let begin = Instant::now();
-    while begin.elapsed() < LEASE + Duration::from_millis(700) {
+    while begin.elapsed() < RENEWAL + LEASE + Duration::from_millis(500) {
         scene.loses((100, 0), &format!("{:?} after it began", begin.elapsed()))?;
         thread::sleep(Duration::from_millis(100));
     }

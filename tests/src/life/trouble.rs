@@ -3,8 +3,17 @@
 use std::{
     fs,
     io::{BufRead, BufReader, Read},
-    os::{fd::OwnedFd, unix::process::CommandExt},
+    mem,
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::process::CommandExt,
+    },
     process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
 };
 
 use chaos_user::kernel::sys::{self, Kind};
@@ -21,9 +30,9 @@ use super::{
 };
 use crate::{
     ensure,
-    error::{Context, Result},
+    error::{Context, Result, check},
     faultline::Faultline,
-    harness::{Need, Test},
+    harness::{Need, Test, pidfd},
     inventory::Inventory,
 };
 
@@ -97,8 +106,8 @@ fn dirty() -> Result {
 /// A system call, which of it by its first argument, and what becomes of it.
 type Denied = (libc::c_long, Option<u32>, Errno);
 
-/// Has the kernel refuse these to a process.
-fn deny(command: &mut Command, denied: &[Denied]) {
+/// A filter that gives these actions to these calls, and lets all others pass.
+fn filter(actions: &[(libc::c_long, Option<u32>, u32)]) -> Vec<libc::sock_filter> {
     /// Where the kernel tells a filter the number of a call, and the lower half of its first argument.
     const NUMBER: u32 = 0;
     const ARGUMENT: u32 = 16;
@@ -107,23 +116,77 @@ fn deny(command: &mut Command, denied: &[Denied]) {
     let unless = |value, skip| step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, value, skip);
     let end = |how| step(libc::BPF_RET | libc::BPF_K, how, 0);
     let mut filter = Vec::new();
-    for (call, argument, errno) in denied {
-        let refused = end(libc::SECCOMP_RET_ERRNO | *errno as u32);
+    for (call, argument, action) in actions {
         let rest = argument.map_or_else(Vec::new, |argument| vec![load(ARGUMENT), unless(argument, 1)]);
         filter.extend([load(NUMBER), unless(*call as u32, rest.len() as u8 + 1)]);
         filter.extend(rest);
-        filter.push(refused);
+        filter.push(end(*action));
     }
     filter.push(end(libc::SECCOMP_RET_ALLOW));
-    let install = move || {
-        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
-        // SAFETY: a filter that lives until the kernel has copied it.
-        let result =
-            unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
-        if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
-    };
+    filter
+}
+
+/// Has the calling process's calls go through a filter.
+fn install(filter: &[libc::sock_filter], flags: libc::c_ulong) -> std::io::Result<i32> {
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
+    // SAFETY: a filter that lives until the kernel has copied it.
+    let result =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
+    if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(result as i32) }
+}
+
+/// Has the kernel refuse these to a process.
+fn deny(command: &mut Command, denied: &[Denied]) {
+    let refused = |errno: Errno| libc::SECCOMP_RET_ERRNO | errno as u32;
+    let actions: Vec<_> = denied.iter().map(|it| (it.0, it.1, refused(it.2))).collect();
+    let filter = filter(&actions);
     // SAFETY: one system call, no allocation.
+    unsafe { command.pre_exec(move || install(&filter, 0).map(drop)) };
+}
+
+/// Where a process that is started has what it asks about its calls.
+const ASKS: i32 = 99;
+
+/// Has a process ask before each of these calls.
+fn ask(command: &mut Command, call: libc::c_long, argument: u32) {
+    let filter = filter(&[(call, Some(argument), libc::SECCOMP_RET_USER_NOTIF)]);
+    let install = move || {
+        let asks = install(&filter, libc::SECCOMP_FILTER_FLAG_NEW_LISTENER)?;
+        // SAFETY: two integers.
+        let moved = unsafe { libc::dup2(asks, ASKS) };
+        if moved < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+    };
+    // SAFETY: two system calls, no allocation.
     unsafe { command.pre_exec(install) };
+}
+
+/// Answers a process that asks: its calls are made until they are refused.
+fn answer(process: Pid, is_refused: Arc<AtomicBool>) -> Result {
+    const RECEIVE: libc::Ioctl = 0xc050_2100_u32 as libc::Ioctl;
+    const SEND: libc::Ioctl = 0xc018_2101_u32 as libc::Ioctl;
+    let pidfd = pidfd(process)?;
+    // SAFETY: three integers.
+    let asks = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), ASKS, 0) };
+    // SAFETY: a new one, which nobody else has.
+    let asks = unsafe { OwnedFd::from_raw_fd(check(asks, "pidfd_getfd")? as i32) };
+    thread::spawn(move || {
+        loop {
+            // SAFETY: all zeros is what the kernel wants to be given.
+            let mut question: libc::seccomp_notif = unsafe { mem::zeroed() };
+            // SAFETY: room for what it writes, of the size that the number of the request has in it.
+            if unsafe { libc::ioctl(asks.as_raw_fd(), RECEIVE, &raw mut question) } < 0 {
+                return;
+            }
+            let (error, flags) = match is_refused.load(Ordering::SeqCst) {
+                true => (-libc::EIO, 0),
+                false => (0, libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32),
+            };
+            let answer = libc::seccomp_notif_resp { id: question.id, val: 0, error, flags };
+            // SAFETY: as above, and read. Whoever asked may be gone.
+            unsafe { libc::ioctl(asks.as_raw_fd(), SEND, &raw const answer) };
+        }
+    });
+    Ok(())
 }
 
 /// It acts, is taken back and checked; only nobody knows how often it has fired.
@@ -133,9 +196,11 @@ fn uncounted() -> Result {
     let mut scene = Scene::set()?;
     let arguments = scene.loss(&[&OUT, &["--for", "2s"][..]].concat());
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let denied = [(libc::SYS_bpf, Some(MAP_LOOKUP), Errno::EIO)];
-    let fault = Faultline::start_with(&arguments, |command| deny(command, &denied))?;
+    let fault = Faultline::start_with(&arguments, |command| ask(command, libc::SYS_bpf, MAP_LOOKUP))?;
+    let is_refused = Arc::new(AtomicBool::new(false));
+    answer(fault.pid(), Arc::clone(&is_refused))?;
     fault.wait_event("armed", PATIENCE)?;
+    is_refused.store(true, Ordering::SeqCst);
     scene.loses((100, 0), "armed")?;
     let exit = fault.wait(PATIENCE)?;
     ensure!(exit.code == Some(5) && exit.stderr.is_empty(), "{exit:?}");
