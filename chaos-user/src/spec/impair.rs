@@ -705,7 +705,7 @@ mod tests {
             ("words", "1 2 three", "'three'"),
             ("large", "40000", "'40000'"),
             ("many", &"1 ".repeat(MOST_ENTRIES + 1), "more than 16384"),
-            ("huge", &"1\n".repeat(1 << 20), "more than 16384"),
+            ("huge", &"1\n".repeat(1 << 20), "more than 1 megabytes"),
         ] {
             assert!(table(name, text).is_err_and(|error| error.to_string().contains(says)), "{name}");
         }
