@@ -151,7 +151,8 @@ pub(super) struct CallOptions {
     /// Only by processes of this user (their effective one)
     #[arg(long, value_name = "USER")]
     uid: Vec<UserSpec>,
-    /// Whoever and whatever: without this, a process, a cgroup or a path must be named
+    /// Whoever and whatever: without this, a process, a cgroup or a path must be named, and --cgroup / and --pid 1 are
+    /// refused without a path
     #[arg(long)]
     everything: bool,
     /// How many of the calls that match are hit

@@ -73,7 +73,8 @@ fn of_pids() -> Result {
         let line = format!("{} --for 20ms", line.replace('@', &folder));
         let mut made = Ok(());
         let exit = run_line(&line, |command| {
-            made = cgroup.admit(command).and_then(|()| in_pid_namespace(command, None));
+            // Who waits for it is elsewhere, or would be one of those who cannot be seen.
+            made = in_pid_namespace(command, None).and_then(|()| cgroup.admit(command));
             command.env("FAULTLINE_RUN", "own");
         })?;
         made?;
