@@ -31,6 +31,8 @@ use crate::{
 const AWAY: Duration = Duration::from_millis(3400);
 /// Longer than a second, after which an owner tells how far it is.
 const TOLD: Duration = Duration::from_millis(1300);
+/// An owner that is asked to end has ended its fault, or itself, within this time.
+const HEARD: Duration = Duration::from_secs(4);
 /// A command that takes longer hangs.
 const COMMAND: Duration = Duration::from_secs(30);
 
@@ -242,13 +244,17 @@ fn dead_records() -> Vec<PathBuf> {
     records().into_iter().map(|(_, path)| path).filter(is_dead).collect()
 }
 
-/// Nobody reads, and there is no room: it heeds signals, and goes on or ends as it likes.
+/// Nobody reads, and there is no room: it heeds signals. It may wait for somebody to read what became of it once all is over,
+/// until it is asked again.
 fn output_full(step: &Step, owners: &mut [Owner], findings: &mut Vec<Finding>) -> Result {
     hit(step, owners).try_for_each(|owner| owner.fill_output())?;
     thread::sleep(TOLD);
     for owner in hit(step, owners) {
+        let pid = owner.pid();
         owner.signal(Signal::SIGTERM);
-        if !owner.ends_within(patience(Duration::from_secs(6))) {
+        let is_over = owner.ends_within(patience(HEARD)) || !pid.is_some_and(has_record);
+        owner.signal(Signal::SIGTERM);
+        if !is_over || !owner.ends_within(patience(HEARD)) {
             let what = format!("a full pipe keeps from hearing SIGTERM {}", owner.fault.line());
             findings.push(Finding::Stuck { what });
             owner.signal(Signal::SIGKILL);
@@ -256,6 +262,15 @@ fn output_full(step: &Step, owners: &mut [Owner], findings: &mut Vec<Finding>) -
         }
     }
     Ok(())
+}
+
+/// Whether a process has one.
+fn has_record(pid: i32) -> bool {
+    let own = [format!("\"pid\":{pid},"), format!("\"pid\":{pid}}}")];
+    records().into_iter().any(|(_, path)| {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        own.iter().any(|words| text.contains(words))
+    })
 }
 
 /// Removes what nobody put back, so that the next step begins anew.

@@ -225,6 +225,9 @@ impl Owner {
     pub(super) fn word(&self) -> String {
         match &self.exit {
             None => "alive".into(),
+            Some(Exit { code: Some(code @ (2 | 3 | 6)), stderr, .. }) => {
+                format!("exit {code}, {}", stderr.trim())
+            }
             Some(Exit { code: Some(code), .. }) => format!("exit {code}"),
             Some(exit) => format!("signal {}", exit.signal.unwrap_or_default()),
         }

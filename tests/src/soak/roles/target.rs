@@ -35,10 +35,10 @@ const QUESTION: &[u8] =
 
 /// Works in a folder until it is killed, or, if it is a command of somebody's, until that ends.
 pub(super) fn run(folder: &str, is_command: bool) -> Result {
-    let parent = getppid();
     thread::spawn(read_clocks);
     if is_command {
-        while getppid() == parent {
+        // It may have died before this began.
+        while is_child_of_faultline() {
             thread::sleep(PERIOD);
         }
         return Ok(());
@@ -55,6 +55,11 @@ pub(super) fn run(folder: &str, is_command: bool) -> Result {
         say(format_args!("{rounds} {clean}"))?;
         thread::sleep(PERIOD);
     }
+}
+
+fn is_child_of_faultline() -> bool {
+    let name = std::fs::read_to_string(format!("/proc/{}/comm", getppid()));
+    name.is_ok_and(|name| name.starts_with("faultline"))
 }
 
 /// Most of the time it is somewhere in the functions that a wrong clock changes.
