@@ -98,7 +98,8 @@ fn no_memory() -> Result {
                 ensure!(swept.code == Some(0), "{when}: {swept:?}");
                 aborted += 1;
             } else {
-                one_sentence(&exit, 3, &["memory"]).context(&when)?;
+                // For want of it there is no thread, either.
+                one_sentence(&exit, 3, &[]).context(&when)?;
             }
             scene.is_as_before(FREED).context(&when)?;
         }
