@@ -112,7 +112,7 @@ fn loss(scene: &Scene) -> Result<Exit> {
 /// No file can be made; or one, but nothing written.
 fn full_run() -> Result {
     let mut scene = Scene::set()?;
-    for (options, fill) in [("nr_inodes=1", 0), ("size=4k", 4096)] {
+    for (options, fill) in [("mode=0700,nr_inodes=1", 0), ("mode=0700,size=4k", 4096)] {
         mount(Some("tmpfs"), RECORDS, Some("tmpfs"), MsFlags::empty(), Some(options)).context(options)?;
         if fill > 0 {
             fs::write(format!("{RECORDS}/filler"), vec![0; fill]).context("fill")?;
