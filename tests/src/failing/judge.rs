@@ -181,8 +181,11 @@ fn names(line: &str, call: &Call) -> bool {
         "ioctl" => &["ETHTOOL_"],
         _ => &[],
     };
-    let what = call.what.rsplit(' ').next().unwrap_or_default();
-    let is_about = !what.is_empty() && line.contains(what);
+    // A map's name, a file's.
+    let what = call.what.rsplit([' ', '/']).next().unwrap_or_default();
+    // That is a copy of the kernel's types.
+    let what = if what == "memfd:btf" { "vmlinux" } else { what };
+    let is_about = what.len() > 2 && line.contains(what);
     is_about || line.contains(&call.name) || by_others.iter().any(|word| line.contains(word))
 }
 
