@@ -81,6 +81,7 @@ const ASKING: &[&str] = &[
     "BPF_MAP_UPDATE_ELEM",
     "BPF_MAP_FREEZE",
     "BPF_PROG_LOAD",
+    "BPF_PROG_QUERY",
     "BPF_PROG_TEST_RUN",
     "BPF_BTF_LOAD",
     "BPF_OBJ_GET_INFO_BY_FD",
