@@ -27,8 +27,7 @@ use crate::{
         signals::{News, Signals},
     },
     session::{
-        Armed, Ended, Ending, Facts, HookRecord, Observer, Prepared, RuleReport, RunReport,
-        SessionError,
+        Armed, Ended, Ending, Facts, HookRecord, Observer, Prepared, RuleReport, RunReport, SessionError,
     },
 };
 

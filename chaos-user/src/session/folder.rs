@@ -86,14 +86,25 @@ impl Folder {
         };
         let stat = fstat(&folder).map_err(errno("stat", path))?;
         owned_by_root(&stat, path)?;
-        if stat.st_mode & 0o777 != FOLDER_MODE.bits() {
-            // Earlier versions let everybody look, and so lock. One that cannot be changed is on what is read-only.
-            match fchmod(&folder, FOLDER_MODE) {
-                Ok(()) | Err(Errno::EROFS) => {}
-                Err(other) => return Err(errno("chmod", path)(other)),
-            }
-        }
         Ok(Some(Self(folder)))
+    }
+
+    /// Has it be nobody else's: earlier versions let everybody look, and so lock.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub(super) fn close_to_others(&self) -> Result<()> {
+        let path = Path::new(DIRECTORY);
+        let stat = fstat(&self.0).map_err(errno("stat", path))?;
+        if stat.st_mode & 0o777 == FOLDER_MODE.bits() {
+            return Ok(());
+        }
+        match fchmod(&self.0, FOLDER_MODE) {
+            // What lies on something read-only nobody has written to.
+            Ok(()) | Err(Errno::EROFS) => Ok(()),
+            Err(other) => Err(errno("chmod", path)(other)),
+        }
     }
 
     /// Opens it, and makes it where there is none. `/run` itself is not made: on a disk the records would outlive a boot,
@@ -110,6 +121,7 @@ impl Folder {
                 Err(other) => return Err(errno("create", path)(other)),
             }
             if let Some(folder) = Self::open()? {
+                folder.close_to_others()?;
                 return Ok(folder);
             }
         }
@@ -180,7 +192,7 @@ impl Folder {
     pub(super) fn unnamed(&self) -> Result<File> {
         let path = Path::new(DIRECTORY);
         let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_APPEND | OFlag::O_CLOEXEC;
-        let file = openat(&self.0, ".", flags, RECORD_MODE).map_err(errno("create a file in", path))?;
+        let file = openat(&self.0, ".", flags, RECORD_MODE).map_err(errno("create a record in", path))?;
         // The umask may have taken what its owner needs.
         fchmod(&file, RECORD_MODE).map_err(errno("chmod", path))?;
         Ok(file.into())

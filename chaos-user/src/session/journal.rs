@@ -8,7 +8,7 @@ use std::{
     fs::File,
     io::{self, Write},
     os::fd::OwnedFd,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use nix::fcntl::{Flock, FlockArg};
@@ -152,6 +152,9 @@ pub struct Begun {
     pub seed: Option<u64>,
 }
 
+/// What a record is called that has no name yet.
+const NEW: &str = "a new record in /run/faultline";
+
 /// The owner's side of a record.
 #[derive(Debug)]
 pub(super) struct Journal {
@@ -173,7 +176,7 @@ impl Journal {
     pub(super) fn begin(begun: Begun) -> Result<Self> {
         let folder = Folder::make()?;
         let file = folder.unnamed()?;
-        let locked = |errno: nix::Error| error("lock", Path::new("a new record"))(errno.into());
+        let locked = |errno: nix::Error| error("lock", Path::new(NEW))(errno.into());
         // Nobody else has it.
         Byte::Life.take(&file).map_err(locked)?;
         let file = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| locked(errno))?;
@@ -200,7 +203,7 @@ impl Journal {
     ///
     /// If it cannot be written; nothing of it is there then.
     pub(super) fn append(&mut self, entry: &Entry) -> Result<()> {
-        let path = path_of(&self.id);
+        let path = self.path();
         let mut line = serde_json::to_vec(entry).map_err(io::Error::from).map_err(error("write", &path))?;
         line.push(b'\n');
         let written = self.file.write_all(&line).map_err(error("write", &path));
@@ -211,6 +214,11 @@ impl Journal {
             Err(_) => self.file.set_len(self.length).map_err(error("truncate", &path))?,
         }
         written
+    }
+
+    /// Where it lies, once it has a name.
+    fn path(&self) -> PathBuf {
+        if self.id.is_empty() { PathBuf::from(NEW) } else { path_of(&self.id) }
     }
 
     /// Who does what.

@@ -99,6 +99,7 @@ pub enum SweepError {
 pub fn sweep() -> Result<Swept, SweepError> {
     let mut swept = Swept::default();
     let Some(folder) = Folder::open()? else { return Ok(swept) };
+    folder.close_to_others()?;
     let Records { understood, kept } = Record::all_in(&folder)?;
     for kept in kept {
         let (id, alive) = (kept.id.clone(), kept.alive);

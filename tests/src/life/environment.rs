@@ -118,7 +118,7 @@ fn full_run() -> Result {
             fs::write(format!("{RECORDS}/filler"), vec![0; fill]).context("fill")?;
         }
         let exit = loss(&scene)?;
-        one_sentence(&exit, 3, &["/run/faultline/", "No space left", "make /run a writable tmpfs"])?;
+        one_sentence(&exit, 3, &["record in /run/faultline", "No space left", "make /run a writable tmpfs"])?;
         let left: Vec<_> = records()?.into_iter().filter(|name| name != "filler").collect();
         ensure!(left.is_empty(), "{options}: left {left:?}");
         umount(RECORDS).context("umount")?;

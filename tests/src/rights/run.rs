@@ -74,7 +74,7 @@ fn own_run() -> Result {
     }
     umount(&records).context("umount")?;
     // Some tmpfs, which may be the host's as well as not.
-    mount(Some("tmpfs"), &records, Some("tmpfs"), MsFlags::empty(), NONE).context("a tmpfs")?;
+    mount(Some("tmpfs"), &records, Some("tmpfs"), MsFlags::empty(), Some("mode=0700")).context("a tmpfs")?;
     let told = ended(inside(CHANGES, false)?, "a tmpfs")?;
     ensure!(told.contains("cannot be told") && told.lines().count() == 1, "{told}");
     environment::fresh_run()?;
