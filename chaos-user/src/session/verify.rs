@@ -42,7 +42,7 @@ impl Dirty {
     }
 
     pub(super) fn namespace(error: &std::io::Error) -> Self {
-        let what = format!("enter the network namespace of its interface: {error}");
+        let what = format!("setns(CLONE_NEWNET) into the network namespace of its interface: {error}");
         Self { what, remedy: SWEEP.into() }
     }
 

@@ -30,8 +30,6 @@ pub(super) fn of(call: &Call) -> &'static [Errno] {
         }
         ("write" | "pwrite64" | "writev", _) => &[ENOSPC, EIO],
         ("fdatasync" | "fsync", _) => &[EIO],
-        // What is closed here is on no disk; and Rust takes anything else for a mistake of its caller's.
-        ("close", _) => &[EINTR],
         ("read" | "pread64" | "readv", _) => &[EIO, EINTR],
         ("getdents64", _) => &[EIO],
         ("ioctl", _) => &[ENOMEM, EPERM],

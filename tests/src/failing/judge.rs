@@ -136,9 +136,8 @@ fn clear(stderr: &str, call: &Call, failed: Errno) -> Result<(), String> {
     let Some(line) = line.filter(|line| line.len() < 600) else {
         return Err(format!("not one sentence: {stderr:?}"));
     };
-    // What aya has asked the kernel is not known any more when it gives up. And what was not closed, as strace has it, is
-    // seen to be there still.
-    if call.is_question() || call.name == "close" {
+    // What aya has asked the kernel is not known any more when it gives up.
+    if call.is_question() {
         return Ok(());
     }
     // Whoever asks for a thread is told that there is none to be had.
@@ -184,7 +183,8 @@ fn names(line: &str, call: &Call) -> bool {
     // A map's name, a file's.
     let what = call.what.rsplit([' ', '/']).next().unwrap_or_default();
     // That is a copy of the kernel's types.
-    let what = if what == "memfd:btf" { "vmlinux" } else { what };
+    let is_copy = what == "memfd:btf" || call.what.starts_with("/proc/self/fd/");
+    let what = if is_copy { "vmlinux" } else { what };
     let is_about = what.len() > 2 && line.contains(what);
     is_about || line.contains(&call.name) || by_others.iter().any(|word| line.contains(word))
 }
