@@ -52,8 +52,8 @@ pub struct Kept {
 #[derive(Debug, thiserror::Error)]
 enum Why {
     /// It is not as Faultline makes it.
-    #[error(transparent)]
-    File(JournalError),
+    #[error("{error}{}", if matches!(error, JournalError::Call { .. }) { "; `faultline sweep` tries again" } else { "" })]
+    File { error: JournalError },
     /// Another version's.
     #[error("{}: line {line} is {what}, which this version does not know: run `faultline sweep` of the version that wrote it", path.display())]
     Foreign { path: PathBuf, line: usize, what: String },
@@ -96,15 +96,15 @@ impl Record {
     /// Reads one; nothing if it has been removed meanwhile.
     pub(super) fn read(folder: &Folder, id: &str) -> std::result::Result<Option<Self>, Kept> {
         let kept = |alive, why| Kept { id: id.into(), alive, why };
-        let file = |error| kept(false, Why::File(error));
+        let file = |error| kept(false, Why::File { error });
         let Some(mut record) = folder.open_record(id).map_err(file)? else { return Ok(None) };
         let path = path_of(id);
         // Before it is read: the dead write nothing more.
         let alive = Byte::Life
             .is_taken(&record)
             .map_err(|errno| file(error("ask for the lock of", &path)(errno.into())))?;
-        let bytes =
-            whole(&mut record).map_err(|source| kept(alive, Why::File(error("read", &path)(source))))?;
+        let bytes = whole(&mut record)
+            .map_err(|source| kept(alive, Why::File { error: error("read", &path)(source) }))?;
         let (begun, entries) = parse(&bytes).map_err(|(line, wrong)| {
             let path = path.clone();
             let why = match wrong {

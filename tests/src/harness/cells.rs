@@ -138,7 +138,8 @@ mod tests {
 
     use super::*;
 
-    /// A new test has a row, and one that is gone has none; each runs in the gate on a kernel that counts.
+    /// A new test has a row, and one that is gone has none; each runs in the gate on a kernel that counts, but for those that
+    /// try other calls each time.
     #[test]
     fn every_test_has_a_row_and_runs_in_the_gate() {
         let cells = Cells::read().expect("the list is understood");
@@ -150,7 +151,12 @@ mod tests {
         assert!(gone.is_empty(), "tests/cells.txt has rows of tests that are not there: {gone:?}");
         for test in crate::tests() {
             let runs = |(kernel, cell): (&str, Cell)| kernel != "newest" && cell == Cell::Gate;
-            assert!(cells.row(test).into_iter().any(runs), "{} does not run in the gate", test.name);
+            let differs = test.name.starts_with("failing::");
+            assert!(
+                differs || cells.row(test).into_iter().any(runs),
+                "{} does not run in the gate",
+                test.name
+            );
         }
     }
 
