@@ -14,6 +14,7 @@ use std::{
 use nix::sched::{CloneFlags, setns};
 
 use super::netns::{OWN, current};
+use crate::host::Use;
 use crate::kernel::own_thread;
 
 /// What looking for something in network namespaces has come to.
@@ -69,15 +70,25 @@ fn inside<T: Send>(namespace: File, action: impl FnOnce() -> T + Send) -> io::Re
 }
 
 /// Goes through all places where a network namespace can be found: each is visited once.
+///
+/// There are processes that the kernel keeps even from who may trace all, for they may do more. Of these it is looked which
+/// network they are in, by what everybody may see; what else they have open is not known to anybody but them.
 struct Hunt<W> {
     wanted: W,
     known: HashSet<u64>,
     hidden: Option<String>,
+    /// What everybody sees of the network namespaces of those that could be looked at.
+    seen: HashSet<u64>,
+    /// Those that could not, and what everybody sees of theirs.
+    kept: Vec<(PathBuf, u64)>,
+    may_trace: bool,
 }
 
 impl<W: Fn(u64) -> bool> Hunt<W> {
     fn new(wanted: W) -> Self {
-        Self { wanted, known: HashSet::new(), hidden: None }
+        let seen = face(Path::new("/proc/thread-self")).into_iter().collect();
+        let may_trace = Use::Processes.is_allowed();
+        Self { wanted, known: HashSet::new(), hidden: None, seen, kept: Vec::new(), may_trace }
     }
 
     fn all<T>(mut self, mut visit: impl FnMut(File) -> Option<T>) -> Sought<T> {
@@ -87,7 +98,9 @@ impl<W: Fn(u64) -> bool> Hunt<W> {
                 return Sought::Found(found);
             }
         }
-        self.hidden.map_or(Sought::Nowhere, Sought::Hidden)
+        let strange = self.kept.iter().find(|(_, face)| !self.seen.contains(face));
+        let strange = strange.map(|(process, _)| format!("{} may not be looked at", process.display()));
+        self.hidden.or(strange).map_or(Sought::Nowhere, Sought::Hidden)
     }
 
     /// The caller's own, and those that have a name here.
@@ -100,6 +113,16 @@ impl<W: Fn(u64) -> bool> Hunt<W> {
     /// Those in which a thread is, and those that one has open.
     fn processes<T>(&mut self, visit: &mut dyn FnMut(File) -> Option<T>) -> Option<T> {
         for process in processes() {
+            if let Some(face) = face(&process) {
+                match fs::metadata(process.join("ns/net")) {
+                    Ok(_) => drop(self.seen.insert(face)),
+                    Err(error) if self.may_trace && is_forbidden(&error) => {
+                        self.kept.push((process, face));
+                        continue;
+                    }
+                    Err(_) => {}
+                }
+            }
             let threads = self.list(&process.join("task"));
             for thread in threads {
                 if let Some(found) = self.look(&thread.join("ns/net"), visit) {
@@ -186,15 +209,24 @@ impl<W: Fn(u64) -> bool> Hunt<W> {
 
     /// Processes end meanwhile, and what they had with them; who may not look has not seen.
     fn note<T>(&mut self, path: &Path, done: io::Result<T>) -> Option<T> {
-        let forbidden = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
         if let Err(error) = done.as_ref()
-            && forbidden(error)
+            && is_forbidden(error)
             && self.hidden.is_none()
+            && !self.kept.iter().any(|(process, _)| path.starts_with(process))
         {
             self.hidden = Some(format!("{}: {error}", path.display()));
         }
         done.ok()
     }
+}
+
+fn is_forbidden(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::PermissionDenied
+}
+
+/// What everybody sees of the network namespace that a process is in: the number of a file that each has one of.
+fn face(process: &Path) -> Option<u64> {
+    fs::metadata(process.join("net/dev")).ok().map(|file| file.ino())
 }
 
 fn processes() -> impl Iterator<Item = PathBuf> {
@@ -261,6 +293,21 @@ mod tests {
                     31 29 0:4 net:[4026532281] /run/netns/a\\040b rw shared:1 - nsfs nsfs rw\n\
                     32 29 0:4 mnt:[4026532282] /run/mnt rw - nsfs nsfs rw\n";
         assert_eq!(mounted(text).collect::<Vec<_>>(), ["/run/netns/a b"]);
+    }
+
+    #[test]
+    fn each_has_a_face_of_its_own() {
+        let faces = || ["/proc/self", "/proc/thread-self"].map(|path| face(Path::new(path)).expect("/proc"));
+        let here = faces();
+        assert_eq!(here[0], here[1]);
+        let there = std::thread::spawn(|| {
+            nix::sched::unshare(CloneFlags::CLONE_NEWNET).ok()?;
+            face(Path::new("/proc/thread-self"))
+        });
+        // Not everybody may make one.
+        if let Some(there) = there.join().expect("a thread") {
+            assert_ne!(there, here[1]);
+        }
     }
 
     #[test]
