@@ -201,7 +201,7 @@ impl Family {
                 // Its target may not have had a CPU meanwhile.
                 match &attempt {
                     Attempt::Wrong(why) if why.starts_with("exit 5: ") => {
-                        attempt = bench.fail(call, failed, &usual)?
+                        attempt = bench.fail(call, failed, &usual)?;
                     }
                     _ => break,
                 }
