@@ -19,6 +19,7 @@ use super::{
     counters::{Counters, RuleCount},
     probe,
 };
+use crate::host::namespaces;
 use chaos_ebpf::abi::{Count, Direction};
 
 pub(crate) const LIMITS: &str = "io.max";
@@ -327,8 +328,9 @@ impl Throttle {
         match by_number(mount?.as_fd(), self.cgroup) {
             Ok(folder) => Ok(Some(folder)),
             Err(gone) if gone.raw_os_error() == Some(libc::ESTALE) => Ok(None),
-            // Not every kernel can, nor may everybody. What is not seen from here is not gone.
+            // Not every kernel can, nor may everybody. What is not seen is gone where all cgroups are.
             Err(source) => match self.search(&root) {
+                None if namespaces::is_topmost_cgroup(&root) => Ok(None),
                 Some(found) => Ok(Some(found)),
                 None => Err(self.error("open_by_handle_at", "", source)),
             },

@@ -39,7 +39,8 @@ use crate::{
 const NEEDS: &[Need] = &[Need::Root, Need::Btf];
 
 pub(super) const TESTS: &[Test] = &[
-    Test::new("life::dirty_is_summed_up", dirty).needs(NEEDS).waits(),
+    // Not beside others: it holds whatever programs there are.
+    Test::new("life::dirty_is_summed_up", dirty).needs(NEEDS),
     Test::new("life::what_cannot_be_counted_is_inconclusive", uncounted).needs(NEEDS).waits(),
     Test::new("input::what_a_run_needs_beside_the_fault", refused_calls).needs(NEEDS).waits(),
 ];
