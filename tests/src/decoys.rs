@@ -62,7 +62,18 @@ fn writes_late() -> Result {
 }
 
 /// Takes the locks of a record's owner, until the process ends.
-pub(crate) fn own(record: &File) -> Result {
+fn own(record: &File) -> Result {
+    live(record)?;
+    let held = record.try_clone().context("dup")?;
+    let held =
+        Flock::lock(held, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno).context("flock")?;
+    // Not let go of by being dropped.
+    std::mem::forget(held);
+    Ok(())
+}
+
+/// Takes that one of them by which an owner is seen to live, as long as the file is open.
+pub(crate) fn live(record: &File) -> Result {
     let life = libc::flock {
         l_type: libc::F_WRLCK as i16,
         l_whence: libc::SEEK_SET as i16,
@@ -70,13 +81,7 @@ pub(crate) fn own(record: &File) -> Result {
         l_len: 1,
         l_pid: 0,
     };
-    fcntl(record, FcntlArg::F_OFD_SETLK(&life)).context("lock")?;
-    let held = record.try_clone().context("dup")?;
-    let held =
-        Flock::lock(held, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno).context("flock")?;
-    // Not let go of by being dropped.
-    std::mem::forget(held);
-    Ok(())
+    fcntl(record, FcntlArg::F_OFD_SETLK(&life)).context("lock").map(drop)
 }
 
 /// With a child that would outlive it.

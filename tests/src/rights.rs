@@ -9,11 +9,22 @@ mod run;
 
 use std::process::Command;
 
+use chaos_user::kernel::mechanism::Mechanism;
+
 use crate::{
     error::Result,
     faultline::{Exit, Faultline},
-    harness::Test,
+    harness::{Need, Test},
 };
+
+/// What one fault of each family takes.
+const FAMILIES: &[Need] = &[
+    Need::Root,
+    Need::Btf,
+    Need::CgroupConnect,
+    Need::Mechanism(Mechanism::RawTracepoint),
+    Need::Mechanism(Mechanism::VdsoPatch),
+];
 
 /// The tests of these files.
 pub(crate) const TESTS: &[&[Test]] = &[capabilities::TESTS, everybody::TESTS, namespaces::TESTS, run::TESTS];

@@ -237,8 +237,11 @@ fn reset() -> Result {
         is_reset(&silent.server, &format!("{what}: the silent server"))?;
         println!("{what}: silent for good {:?} after it was asked for", start.elapsed());
         // The first word of either side is its last, unless it was found before it spoke.
-        if speaking.works().is_ok() {
-            is_reset(&speaking.client, &format!("{what}: the speaking client"))?;
+        match speaking.works() {
+            Ok(_) => is_reset(&speaking.client, &format!("{what}: the speaking client"))?,
+            Err(told) => {
+                ensure!(told.to_string().contains("reset"), "{what}: the speaking client: {told}");
+            }
         }
         let at = service.listener.local_addr().context("getsockname")?;
         // The handshake's last packet is the first of a connection that stands, for the client at least.

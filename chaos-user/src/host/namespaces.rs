@@ -5,7 +5,8 @@ use std::{fs, os::unix::fs::MetadataExt, path::Path};
 /// The numbers of the first namespaces, the same on all kernels.
 /// <https://elixir.bootlin.com/linux/v6.12/source/include/linux/proc_ns.h#L39>
 const FIRST_USER: u64 = 0xEFFF_FFFD;
-const FIRST_PID: u64 = 0xEFFF_FFFC;
+/// In this one all processes are seen.
+pub(crate) const FIRST_PID: u64 = 0xEFFF_FFFC;
 /// The number of the folder of the one cgroup that is all others' parent.
 const TOPMOST_CGROUP: u64 = 1;
 

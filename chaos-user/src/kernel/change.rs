@@ -92,7 +92,8 @@ impl Interface {
     }
 
     /// Whether it has an address by which it is known elsewhere.
-    fn has_address(&self) -> bool {
+    #[must_use]
+    pub fn has_address(&self) -> bool {
         self.address.iter().any(|byte| *byte != 0)
     }
 
@@ -244,16 +245,13 @@ impl Change {
         Ok(Undone::NotHere)
     }
 
-    /// Whether what it changes may be moved to another network namespace, and is found there.
+    /// The interface with which it may be moved to another network namespace, if it goes with one.
     #[must_use]
-    pub fn can_move(&self) -> bool {
-        matches!(self, Self::Features { .. })
-    }
-
-    /// Whether it is found there by anything.
-    #[must_use]
-    pub fn is_known_elsewhere(&self) -> bool {
-        matches!(self, Self::Features { interface, .. } if interface.has_address())
+    pub fn moves_with(&self) -> Option<&Interface> {
+        match self {
+            Self::Features { interface, .. } => Some(interface),
+            Self::Filter { .. } | Self::Clsact { .. } | Self::Throttle(_) | Self::Vdso(_) => None,
+        }
     }
 
     /// The command that takes it back.

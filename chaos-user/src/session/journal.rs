@@ -231,13 +231,18 @@ impl Journal {
         &self.changes
     }
 
-    /// Takes the changes back; see [`undo::take_back`].
+    /// Takes the changes back; see [`undo::take_back`]. What is returned is kept until the record is gone.
     ///
     /// # Errors
     ///
     /// [`Dirty`](super::Dirty) if one could not be.
     pub(super) fn take_back(&self) -> std::result::Result<Option<Flock<OwnedFd>>, super::Dirty> {
-        undo::take_back(&self.id, &self.begun, &self.changes)
+        if self.changes.is_empty() {
+            return Ok(None);
+        }
+        let held = undo::hold(&self.folder).map_err(super::Dirty::journal)?;
+        undo::take_back(&self.folder, &held, &self.id, &self.begun, &self.changes)?;
+        Ok(Some(held))
     }
 
     /// Ends the record: nothing of what it speaks of is left.

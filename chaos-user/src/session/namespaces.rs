@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::MetadataExt};
 
 use serde::{Deserialize, Serialize};
 
-use crate::kernel;
+use crate::{host::namespaces::FIRST_PID, kernel};
 
 /// The namespaces that decide what a process can see, by inode number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,10 +16,6 @@ pub struct Namespaces {
     /// Which cgroups by path.
     pub cgroup: u64,
 }
-
-/// The first pid namespace, in which all processes are seen (`PROC_PID_INIT_INO`):
-/// <https://elixir.bootlin.com/linux/v6.12/source/include/linux/proc_ns.h>
-const FIRST_PID: u64 = 0xefff_fffc;
 
 impl Namespaces {
     /// Those of the calling process.

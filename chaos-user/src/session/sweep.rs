@@ -122,7 +122,14 @@ pub fn sweep() -> Result<Swept, SweepError> {
 /// somebody else has.
 fn clear(folder: &Folder, record: &Record) -> Result<bool, SweepError> {
     let changes = record.changes();
-    let _held = undo::take_back(&record.id, record.begun(), &changes)?;
+    let held = if changes.is_empty() { None } else { Some(undo::hold(folder)?) };
+    if let Some(held) = &held {
+        // Whoever had taken it back by now may not be the last who changed the same.
+        if folder.open_record(&record.id)?.is_none() {
+            return Ok(false);
+        }
+        undo::take_back(folder, held, &record.id, record.begun(), &changes)?;
+    }
     let hooks = record.prepared().map_or(&[][..], |(hooks, _)| hooks);
     verify::gone(hooks, &changes)?;
     Ok(folder.remove(&record.id)?)

@@ -55,24 +55,20 @@ pub(super) fn of_others(folder: &Folder, id: &str, netns: u64) -> Result<Vec<Cha
     Ok(here.flat_map(|record| record.changes()).collect())
 }
 
-/// Takes back what the owner `id` has changed, the last first, and leaves what others share.
-/// What is returned must be kept until the record is gone: two owners that end at once would each leave to the other
-/// what they share.
+/// Takes back what the owner `id` has changed, the last first, and leaves what others share. What [`hold`] has given is kept
+/// until the record is gone: two owners that end at once would each leave to the other what they share.
 ///
 /// # Errors
 ///
 /// [`Dirty`] if something could not be taken back, or is not seen from here.
 pub(super) fn take_back(
+    folder: &Folder,
+    _held: &Flock<OwnedFd>,
     id: &str,
     begun: &Begun,
     changes: &[Change],
-) -> std::result::Result<Option<Flock<OwnedFd>>, Dirty> {
-    if changes.is_empty() {
-        return Ok(None);
-    }
-    let folder = Folder::make().map_err(Dirty::journal)?;
-    let held = hold(&folder).map_err(Dirty::journal)?;
-    let shared = of_others(&folder, id, begun.netns).map_err(Dirty::journal)?;
+) -> std::result::Result<(), Dirty> {
+    let shared = of_others(folder, id, begun.netns).map_err(Dirty::journal)?;
     let ours = changes.iter().rev().filter(|change| !(change.is_shared() && shared.contains(change)));
     let (there, here): (Vec<_>, Vec<_>) = ours.partition(|change| change.is_in_netns());
     // All of them, whatever becomes of one.
@@ -86,55 +82,50 @@ pub(super) fn take_back(
         let what = "the processes of its target, if there are any left, are not seen from this pid namespace";
         return Err(Dirty::unseen(what, change));
     }
-    Ok(Some(held))
+    Ok(())
 }
 
-/// Takes changes of interfaces back where these were, or have been moved to.
+/// Takes changes of interfaces back where these were, or have been moved to; all of them, whatever becomes of one.
 fn in_networks(begun: &Begun, changes: &[&Change]) -> std::result::Result<(), Dirty> {
-    let undo = || changes.iter().map(|change| (*change, change.undo())).collect::<Vec<_>>();
-    let all = || changes.iter().map(|change| (*change, Ok(Undone::NotHere))).collect::<Vec<_>>();
-    let mut hidden = None;
-    let done = match target::within_netns(begun.netns, undo).map_err(|error| Dirty::namespace(&error))? {
-        Sought::Found(done) => done,
-        Sought::Nowhere => all(),
-        Sought::Hidden(what) => {
-            hidden = Some(what);
-            all()
-        }
+    let undo = || changes.iter().map(|change| change.undo()).collect::<Vec<_>>();
+    let there = target::within_netns(begun.netns, undo).map_err(|error| Dirty::namespace(&error))?;
+    let (done, hidden) = match there {
+        Sought::Found(done) => (done, None),
+        Sought::Nowhere => (changes.iter().map(|_| Ok(Undone::NotHere)).collect(), None),
+        Sought::Hidden(what) => (changes.iter().map(|_| Ok(Undone::NotHere)).collect(), Some(what)),
     };
-    let mut first_error = None;
-    for (change, done) in done {
-        match done {
-            Ok(Undone::Here) => continue,
-            Err(error) => {
-                first_error.get_or_insert(Dirty::unknown(error));
-                continue;
+    let each = changes.iter().zip(done).map(|(change, done)| match done.map_err(Dirty::unknown)? {
+        Undone::Here => Ok(()),
+        Undone::NotHere => follow(begun, change, hidden.as_deref()),
+    });
+    let each: Vec<_> = each.collect();
+    each.into_iter().collect()
+}
+
+/// Looks for what was changed where it may have been moved to, and takes it back there. `hidden` is what could not be looked at
+/// on the way to where it was.
+fn follow(begun: &Begun, change: &Change, hidden: Option<&str>) -> std::result::Result<(), Dirty> {
+    // A network namespace that is gone has taken its interfaces with all that was on them, but for those of hardware.
+    let moved = match change.moves_with() {
+        Some(interface) if interface.has_address() => elsewhere(begun.netns, change)?,
+        Some(_) => {
+            Sought::Hidden("it has no link-layer address to be known by, should it have been moved".into())
+        }
+        None => Sought::Nowhere,
+    };
+    let unseen = match moved {
+        Sought::Found(()) => return Ok(()),
+        Sought::Hidden(what) => what,
+        Sought::Nowhere if is_renamed(begun.netns, change)? => return Ok(()),
+        Sought::Nowhere => match hidden {
+            Some(what) => what.to_owned(),
+            None if Namespaces::own().map_err(Dirty::unknown)?.sees_networks_of(&begun.namespaces) => {
+                return Ok(());
             }
-            Ok(Undone::NotHere) => {}
-        }
-        // A network namespace that is gone has taken its interfaces with all that was on them, but for those of hardware.
-        let moved = match change.can_move() {
-            true if change.is_known_elsewhere() => elsewhere(begun.netns, change)?,
-            true => Sought::Hidden(
-                "it has no link-layer address to be known by, should it have been moved".into(),
-            ),
-            false => Sought::Nowhere,
-        };
-        let unseen = match moved {
-            Sought::Found(()) => continue,
-            Sought::Hidden(what) => Some(what),
-            Sought::Nowhere if is_renamed(begun.netns, change)? => continue,
-            Sought::Nowhere => hidden.clone(),
-        };
-        let unseen = unseen.or_else(|| {
-            let sees = Namespaces::own().is_ok_and(|own| own.sees_networks_of(&begun.namespaces));
-            (!sees).then(|| "its network namespace is not seen from here".into())
-        });
-        if let Some(what) = unseen {
-            first_error.get_or_insert(Dirty::unseen(&what, change));
-        }
-    }
-    first_error.map_or(Ok(()), Err)
+            None => "its network namespace is not seen from here".into(),
+        },
+    };
+    Err(Dirty::unseen(&unseen, change))
 }
 
 fn is_renamed(netns: u64, change: &Change) -> std::result::Result<bool, Dirty> {
@@ -150,9 +141,6 @@ fn elsewhere(but: u64, change: &Change) -> std::result::Result<Sought<()>, Dirty
         Ok(Undone::NotHere) => None,
         Err(error) => Some(Err(error)),
     };
-    Ok(match target::in_other_netns(but, undo).map_err(|error| Dirty::namespace(&error))? {
-        Sought::Found(done) => Sought::Found(done.map_err(Dirty::unknown)?),
-        Sought::Nowhere => Sought::Nowhere,
-        Sought::Hidden(what) => Sought::Hidden(what),
-    })
+    let found = target::in_other_netns(but, undo).map_err(|error| Dirty::namespace(&error))?;
+    found.transpose().map_err(Dirty::unknown)
 }

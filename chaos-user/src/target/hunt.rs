@@ -28,6 +28,21 @@ pub enum Sought<T> {
     Hidden(String),
 }
 
+impl<T, E> Sought<Result<T, E>> {
+    /// What was found, if it is no error.
+    ///
+    /// # Errors
+    ///
+    /// That.
+    pub fn transpose(self) -> Result<Sought<T>, E> {
+        match self {
+            Self::Found(found) => found.map(Sought::Found),
+            Self::Nowhere => Ok(Sought::Nowhere),
+            Self::Hidden(what) => Ok(Sought::Hidden(what)),
+        }
+    }
+}
+
 /// Does something in the network namespace of this inode number, wherever that can be found.
 ///
 /// # Errors
@@ -38,15 +53,8 @@ pub fn within<T: Send>(inode: u64, action: impl FnOnce() -> T + Send) -> io::Res
         return Ok(Sought::Found(action()));
     }
     let mut action = Some(action);
-    let found = Hunt::new(|there| there == inode).all(|namespace| {
-        let action = action.take()?;
-        Some(inside(namespace, action))
-    });
-    Ok(match found {
-        Sought::Found(done) => Sought::Found(done?),
-        Sought::Nowhere => Sought::Nowhere,
-        Sought::Hidden(what) => Sought::Hidden(what),
-    })
+    let found = Hunt::new(|there| there == inode).all(|namespace| Some(inside(namespace, action.take()?)));
+    found.transpose()
 }
 
 /// Does something in one network namespace after the other, but for that of this inode number, until it has an answer.
@@ -55,12 +63,7 @@ pub fn within<T: Send>(inode: u64, action: impl FnOnce() -> T + Send) -> io::Res
 ///
 /// If one cannot be entered.
 pub fn in_others<T: Send>(but: u64, action: impl Fn() -> Option<T> + Sync) -> io::Result<Sought<T>> {
-    let found = Hunt::new(|there| there != but).all(|namespace| inside(namespace, &action).transpose());
-    Ok(match found {
-        Sought::Found(done) => Sought::Found(done?),
-        Sought::Nowhere => Sought::Nowhere,
-        Sought::Hidden(what) => Sought::Hidden(what),
-    })
+    Hunt::new(|there| there != but).all(|namespace| inside(namespace, &action).transpose()).transpose()
 }
 
 /// In a thread of its own, so that the caller stays where it is.

@@ -6,14 +6,12 @@ use std::{
     process::{Command, Stdio},
 };
 
-use nix::{
-    fcntl::{FcntlArg, fcntl},
-    sys::signal::Signal,
-};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::scene::{Scene, at_once, id, ps, records};
 use crate::{
+    decoys::live,
     ensure,
     error::{Context, Result},
     faultline::Faultline,
@@ -122,14 +120,7 @@ fn number_given_again() -> Result {
     // One whose owner lives where nobody sees it: it has the lock that says so, and none that says who it is.
     fs::write(&path, reused(&record, other.id())?).context("write")?;
     let held = File::options().read(true).write(true).open(&path).context("open")?;
-    let life = libc::flock {
-        l_type: libc::F_WRLCK as i16,
-        l_whence: libc::SEEK_SET as i16,
-        l_start: 0,
-        l_len: 1,
-        l_pid: 0,
-    };
-    fcntl(&held, FcntlArg::F_OFD_SETLK(&life)).context("lock")?;
+    live(&held)?;
     let exit = Faultline::run(&["stop", "reuse"])?;
     ensure!(exit.code == Some(6) && exit.stdout.is_empty(), "a live owner's, elsewhere: {exit:?}");
     ensure!(exit.stderr.contains("fault reuse") && exit.stderr.contains(&other.id().to_string()), "{exit:?}");

@@ -1,26 +1,17 @@
 //! A target that is every process of the machine has to be meant.
 
+use super::{FAMILIES, run_line};
 use crate::{
     cgroup, ensure,
     error::{Context, Result},
     faultline::Faultline,
-    harness::{Need, Test},
+    harness::Test,
     inventory::Inventory,
     life::scene::{at_once, records},
 };
-use chaos_user::kernel::mechanism::Mechanism;
 
-use super::run_line;
-
-const NEEDS: &[Need] = &[
-    Need::Root,
-    Need::Btf,
-    Need::CgroupConnect,
-    Need::Mechanism(Mechanism::RawTracepoint),
-    Need::Mechanism(Mechanism::VdsoPatch),
-];
-
-pub(super) const TESTS: &[Test] = &[Test::new("rights::everybody_is_meant", is_meant).needs(NEEDS).waits()];
+pub(super) const TESTS: &[Test] =
+    &[Test::new("rights::everybody_is_meant", is_meant).needs(FAMILIES).waits()];
 
 /// For `@` the topmost cgroup, by whatever name. All are over at once should one of them begin.
 const REFUSED: [&str; 6] = [

@@ -1,6 +1,7 @@
 //! From a pid namespace, or a cgroup namespace, of its own: what cannot be seen from there is said to be so, and what can be is hit.
 
 use super::{
+    FAMILIES,
     confined::{in_cgroup_namespace, in_pid_namespace},
     run_line,
 };
@@ -9,24 +10,15 @@ use crate::{
     ensure,
     error::{Context, Result},
     faultline::Exit,
-    harness::{Need, Test},
+    harness::Test,
     inventory::Inventory,
     lab::Lab,
     life::scene::{at_once, records},
 };
-use chaos_user::kernel::mechanism::Mechanism;
-
-const NEEDS: &[Need] = &[
-    Need::Root,
-    Need::Btf,
-    Need::CgroupConnect,
-    Need::Mechanism(Mechanism::RawTracepoint),
-    Need::Mechanism(Mechanism::VdsoPatch),
-];
 
 pub(super) const TESTS: &[Test] = &[
-    Test::new("rights::from_a_pid_namespace", of_pids).needs(NEEDS).timeout(60).waits(),
-    Test::new("rights::from_a_cgroup_namespace", of_cgroups).needs(NEEDS).timeout(60).waits(),
+    Test::new("rights::from_a_pid_namespace", of_pids).needs(FAMILIES).timeout(60).waits(),
+    Test::new("rights::from_a_cgroup_namespace", of_cgroups).needs(FAMILIES).timeout(60).waits(),
 ];
 
 /// One of each family, of what is in the cgroup `@`.
