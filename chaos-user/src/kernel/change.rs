@@ -1,10 +1,9 @@
 //! What the kernel does not take back when its owner ends: written down before it is made, and taken back by
 //! whoever finds it written down.
 
-use std::{fmt, io, os::fd::OwnedFd};
+use std::{fmt, fs::File, io};
 
 use chaos_ebpf::abi::Direction;
-use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -310,7 +309,7 @@ pub trait Ledger {
     /// # Errors
     ///
     /// If that is not possible.
-    fn hold(&self) -> std::result::Result<Flock<OwnedFd>, Unwritten>;
+    fn hold(&self) -> std::result::Result<File, Unwritten>;
 
     /// What other owners have written down of this network namespace.
     ///

@@ -2,7 +2,7 @@
 //! the next command of root's would carry out.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
@@ -10,7 +10,7 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{FcntlArg, Flock, FlockArg, OFlag, fcntl, open, openat},
+    fcntl::{FcntlArg, OFlag, fcntl, open, openat},
     sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, mkdirat},
     unistd::{LinkatFlags, UnlinkatFlags, linkat, unlinkat},
 };
@@ -128,15 +128,15 @@ impl Folder {
     }
 
     /// Keeps all other owners from changing anything until the result is dropped; nothing while another does.
-    pub(super) fn try_lock(&self) -> Result<Option<Flock<OwnedFd>>> {
+    pub(super) fn try_lock(&self) -> Result<Option<File>> {
         let path = Path::new(DIRECTORY);
         // A description of its own: a lock is that of what was opened.
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let own = openat(&self.0, ".", flags, Mode::empty()).map_err(errno("open", path))?;
-        match Flock::lock(own, FlockArg::LockExclusiveNonblock) {
-            Ok(held) => Ok(Some(held)),
-            Err((_, Errno::EWOULDBLOCK)) => Ok(None),
-            Err((_, other)) => Err(errno("lock", path)(other)),
+        let own = File::from(openat(&self.0, ".", flags, Mode::empty()).map_err(errno("open", path))?);
+        match own.try_lock() {
+            Ok(()) => Ok(Some(own)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(source)) => Err(error("lock", path)(source)),
         }
     }
 

@@ -7,11 +7,9 @@
 use std::{
     fs::File,
     io::{self, Write},
-    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
-use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use chaos_ebpf::abi::Direction;
@@ -160,7 +158,7 @@ const NEW: &str = "a new record in /run/faultline";
 pub(super) struct Journal {
     id: String,
     folder: Folder,
-    file: Flock<File>,
+    file: File,
     /// Bytes of whole lines.
     length: u64,
     begun: Begun,
@@ -176,16 +174,16 @@ impl Journal {
     pub(super) fn begin(begun: Begun) -> Result<Self> {
         let folder = Folder::make()?;
         let file = folder.unnamed()?;
-        let locked = |errno: nix::Error| error("lock", Path::new(NEW))(errno.into());
+        let locked = |source| error("lock", Path::new(NEW))(source);
         // Nobody else has it.
-        Byte::Life.take(&file).map_err(locked)?;
-        let file = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| locked(errno))?;
+        Byte::Life.take(&file).map_err(|errno| locked(errno.into()))?;
+        file.lock().map_err(locked)?;
         let mut journal =
             Self { id: String::new(), folder, file, length: 0, begun: begun.clone(), changes: Vec::new() };
         journal.append(&Entry::Begun(begun))?;
         loop {
             journal.id = new_id().map_err(error("read", Path::new("/dev/urandom")))?;
-            if journal.folder.name(&*journal.file, &journal.id)? {
+            if journal.folder.name(&journal.file, &journal.id)? {
                 return Ok(journal);
             }
         }
@@ -236,7 +234,7 @@ impl Journal {
     /// # Errors
     ///
     /// [`Dirty`](super::Dirty) if one could not be.
-    pub(super) fn take_back(&self) -> std::result::Result<Option<Flock<OwnedFd>>, super::Dirty> {
+    pub(super) fn take_back(&self) -> std::result::Result<Option<File>, super::Dirty> {
         if self.changes.is_empty() {
             return Ok(None);
         }
@@ -256,7 +254,7 @@ impl Journal {
 }
 
 impl Ledger for Journal {
-    fn hold(&self) -> std::result::Result<Flock<OwnedFd>, Unwritten> {
+    fn hold(&self) -> std::result::Result<File, Unwritten> {
         Ok(undo::hold(&self.folder)?)
     }
 

@@ -111,7 +111,7 @@ pub fn sweep() -> Result<Swept, SweepError> {
             Ok(false) => {}
             Err(error) => {
                 let is_inert = record.changes().iter().all(Change::is_inert_alone);
-                swept.left.push(Left { id: record.id, error, is_inert, alive: false });
+                swept.left.push(Left { id: record.id, error: error.into(), is_inert, alive: false });
             }
         }
     }
@@ -120,19 +120,19 @@ pub fn sweep() -> Result<Swept, SweepError> {
 
 /// Undoes what does not go with its owner, which is dead, looks whether anything is left, and forgets the record. False if
 /// somebody else has.
-fn clear(folder: &Folder, record: &Record) -> Result<bool, SweepError> {
+fn clear(folder: &Folder, record: &Record) -> Result<bool, Dirty> {
     let changes = record.changes();
-    let held = if changes.is_empty() { None } else { Some(undo::hold(folder)?) };
+    let held = if changes.is_empty() { None } else { Some(undo::hold(folder).map_err(Dirty::journal)?) };
     if let Some(held) = &held {
         // Whoever had taken it back by now may not be the last who changed the same.
-        if folder.open_record(&record.id)?.is_none() {
+        if folder.open_record(&record.id).map_err(Dirty::journal)?.is_none() {
             return Ok(false);
         }
         undo::take_back(folder, held, &record.id, record.begun(), &changes)?;
     }
     let hooks = record.prepared().map_or(&[][..], |(hooks, _)| hooks);
     verify::gone(hooks, &changes)?;
-    Ok(folder.remove(&record.id)?)
+    folder.remove(&record.id).map_err(Dirty::journal)
 }
 
 /// Asks the owner to end its fault and waits until nothing of it is left. An owner that does not answer is

@@ -1,14 +1,14 @@
 //! Taking changes back, and who may: a change that several owners share goes with the last of them.
 
 use std::{
+    fs::File,
     io,
-    os::fd::OwnedFd,
     path::Path,
     thread,
     time::{Duration, Instant},
 };
 
-use nix::{errno::Errno, fcntl::Flock};
+use nix::errno::Errno;
 
 use super::{
     Record,
@@ -34,7 +34,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// # Errors
 ///
 /// If another owner does not let go of it in time.
-pub(super) fn hold(folder: &Folder) -> Result<Flock<OwnedFd>> {
+pub(super) fn hold(folder: &Folder) -> Result<File> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(held) = folder.try_lock()? {
@@ -63,7 +63,7 @@ pub(super) fn of_others(folder: &Folder, id: &str, netns: u64) -> Result<Vec<Cha
 /// [`Dirty`] if something could not be taken back, or is not seen from here.
 pub(super) fn take_back(
     folder: &Folder,
-    _held: &Flock<OwnedFd>,
+    _held: &File,
     id: &str,
     begun: &Begun,
     changes: &[Change],
@@ -88,7 +88,7 @@ pub(super) fn take_back(
 /// Takes changes of interfaces back where these were, or have been moved to; all of them, whatever becomes of one.
 fn in_networks(begun: &Begun, changes: &[&Change]) -> std::result::Result<(), Dirty> {
     let undo = || changes.iter().map(|change| change.undo()).collect::<Vec<_>>();
-    let there = target::within_netns(begun.netns, undo).map_err(|error| Dirty::namespace(&error))?;
+    let there = target::within_netns(begun.netns, undo).map_err(Dirty::unknown)?;
     let (done, hidden) = match there {
         Sought::Found(done) => (done, None),
         Sought::Nowhere => (changes.iter().map(|_| Ok(Undone::NotHere)).collect(), None),
@@ -129,7 +129,7 @@ fn follow(begun: &Begun, change: &Change, hidden: Option<&str>) -> std::result::
 }
 
 fn is_renamed(netns: u64, change: &Change) -> std::result::Result<bool, Dirty> {
-    match target::within_netns(netns, || change.undo_by_name()).map_err(|error| Dirty::namespace(&error))? {
+    match target::within_netns(netns, || change.undo_by_name()).map_err(Dirty::unknown)? {
         Sought::Found(done) => Ok(done.map_err(Dirty::unknown)? == Undone::Here),
         Sought::Nowhere | Sought::Hidden(_) => Ok(false),
     }
@@ -141,6 +141,6 @@ fn elsewhere(but: u64, change: &Change) -> std::result::Result<Sought<()>, Dirty
         Ok(Undone::NotHere) => None,
         Err(error) => Some(Err(error)),
     };
-    let found = target::in_other_netns(but, undo).map_err(|error| Dirty::namespace(&error))?;
+    let found = target::in_other_netns(but, undo).map_err(Dirty::unknown)?;
     found.transpose().map_err(Dirty::unknown)
 }

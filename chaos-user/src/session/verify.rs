@@ -41,11 +41,6 @@ impl Dirty {
         Self { what: format!("{change} were not found: {why}"), remedy }
     }
 
-    pub(super) fn namespace(error: &std::io::Error) -> Self {
-        let what = format!("setns(CLONE_NEWNET) into the network namespace of its interface: {error}");
-        Self { what, remedy: SWEEP.into() }
-    }
-
     pub(super) fn journal(error: JournalError) -> Self {
         Self { what: error.to_string(), remedy: SWEEP.into() }
     }

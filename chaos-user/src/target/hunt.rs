@@ -15,7 +15,7 @@ use nix::sched::{CloneFlags, setns};
 
 use super::netns::{OWN, current};
 use crate::host::Use;
-use crate::kernel::own_thread;
+use crate::kernel::{self, Error, own_thread};
 
 /// What looking for something in network namespaces has come to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,8 +48,8 @@ impl<T, E> Sought<Result<T, E>> {
 /// # Errors
 ///
 /// If it is found and cannot be entered.
-pub fn within<T: Send>(inode: u64, action: impl FnOnce() -> T + Send) -> io::Result<Sought<T>> {
-    if current().map_err(|error| error.source)? == inode {
+pub fn within<T: Send>(inode: u64, action: impl FnOnce() -> T + Send) -> kernel::Result<Sought<T>> {
+    if current()? == inode {
         return Ok(Sought::Found(action()));
     }
     let mut action = Some(action);
@@ -62,14 +62,15 @@ pub fn within<T: Send>(inode: u64, action: impl FnOnce() -> T + Send) -> io::Res
 /// # Errors
 ///
 /// If one cannot be entered.
-pub fn in_others<T: Send>(but: u64, action: impl Fn() -> Option<T> + Sync) -> io::Result<Sought<T>> {
+pub fn in_others<T: Send>(but: u64, action: impl Fn() -> Option<T> + Sync) -> kernel::Result<Sought<T>> {
     Hunt::new(|there| there != but).all(|namespace| inside(namespace, &action).transpose()).transpose()
 }
 
 /// In a thread of its own, so that the caller stays where it is.
-fn inside<T: Send>(namespace: File, action: impl FnOnce() -> T + Send) -> io::Result<T> {
+fn inside<T: Send>(namespace: File, action: impl FnOnce() -> T + Send) -> kernel::Result<T> {
     let run = || setns(namespace, CloneFlags::CLONE_NEWNET).map(|()| action());
-    Ok(own_thread::run(run)??)
+    let entered = own_thread::run(run).map_err(|source| Error::new("clone", "a thread", source))?;
+    entered.map_err(|errno| Error::new("setns(CLONE_NEWNET)", "a network namespace", errno.into()))
 }
 
 /// Goes through all places where a network namespace can be found: each is visited once.

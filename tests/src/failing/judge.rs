@@ -84,6 +84,11 @@ pub(super) fn judge(exit: &Exit, usual: &Usual, call: &Call, failed: Errno) -> R
     let Exit { code, signal, stderr, .. } = exit;
     let has = |kind: &str| exit.events.iter().any(|event| event.kind == kind);
     let (armed, summed_up) = (has("armed"), has("summary"));
+    // Which of these calls is the C library's, or Rust's before `main`, is not seen by its number alone.
+    let before_main = ["while loading shared libraries", "alternative stack"];
+    if call.is_of_memory() && before_main.iter().any(|part| stderr.contains(part)) {
+        return Ok(Verdict::OutOfMemory);
+    }
     if stderr.contains("panicked") || *code == Some(101) {
         return Err(format!("it panicked: {stderr}"));
     }
