@@ -69,7 +69,7 @@ fn no_descriptors() -> Result {
             enough = Some(limit);
             break;
         }
-        one_sentence(&exit, 3, &["Too many open files"]).context(format_args!("{limit} descriptors"))?;
+        unarmed(&exit, &["Too many open files"]).context(format_args!("{limit} descriptors"))?;
         scene.is_as_before(FREED).context(format_args!("{limit} descriptors"))?;
         refused += 1;
     }
@@ -99,7 +99,7 @@ fn no_memory() -> Result {
                 aborted += 1;
             } else {
                 // For want of it there is no thread, either.
-                one_sentence(&exit, 3, &[]).context(&when)?;
+                unarmed(&exit, &[]).context(&when)?;
             }
             scene.is_as_before(FREED).context(&when)?;
         }
@@ -129,19 +129,20 @@ fn full_later() -> Result {
         let exit = fault.wait(PATIENCE)?;
         let left = records()?;
         umount(RECORDS).context("umount")?;
-        one_sentence_of_journal(&exit).context(format_args!("{line} line does not fit"))?;
+        unarmed(&exit, &["/run/faultline/", "No space left"])
+            .context(format_args!("{line} line does not fit"))?;
         ensure!(left.is_empty(), "{line} line does not fit: left {left:?}");
         scene.is_as_before(FREED).context(line)?;
     }
     Ok(())
 }
 
-/// It is told what is prepared before it is armed, so there may be an event.
-fn one_sentence_of_journal(exit: &Exit) -> Result {
+/// It ended before it was armed and said why. It is told what is prepared before that, so there may be an event.
+fn unarmed(exit: &Exit, with: &[&str]) -> Result {
     let prepared = exit.events.iter().all(|event| event.kind == "prepared");
     ensure!(prepared, "it printed {:?}", exit.events);
     let quiet = Exit { events: Vec::new(), ..exit.clone() };
-    one_sentence(&quiet, 3, &["/run/faultline/", "No space left"])
+    one_sentence(&quiet, 3, with)
 }
 
 fn words(scene: &Scene, long: usize, short: usize) -> Vec<String> {
