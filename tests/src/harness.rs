@@ -43,6 +43,7 @@ pub fn heed_signals() {
 
 static EMULATED: AtomicBool = AtomicBool::new(false);
 static GATE: AtomicBool = AtomicBool::new(false);
+static EVERY_CALL: AtomicBool = AtomicBool::new(false);
 
 /// Says that this machine is emulated in software: all takes several times as long.
 pub fn set_emulated() {
@@ -73,6 +74,16 @@ pub fn set_gate() {
 /// Whether [`set_gate`] was said.
 pub(crate) fn is_gate() -> bool {
     GATE.load(Ordering::Relaxed)
+}
+
+/// Says that tests which try some of many calls are to try each.
+pub fn set_every_call() {
+    EVERY_CALL.store(true, Ordering::Relaxed);
+}
+
+/// Whether [`set_every_call`] was said.
+pub(crate) fn is_every_call() -> bool {
+    EVERY_CALL.load(Ordering::Relaxed)
 }
 
 /// How many random moments of a life are tried where `--every-kernel`, or a test that is asked for by name, tries `usually`: a

@@ -12,7 +12,8 @@ use clap::Parser;
 use faultline_tests::{
     calls, faultline, find,
     harness::{
-        Cell, Cells, Hand, Outcome, Report, Runner, Test, Word, heed_signals, run_one, set_emulated, set_gate,
+        Cell, Cells, Hand, Outcome, Report, Runner, Test, Word, heed_signals, run_one, set_emulated,
+        set_every_call, set_gate,
     },
     tests,
 };
@@ -35,6 +36,9 @@ struct Cli {
     /// This machine is emulated in software: leave out tests that would take minutes, repeat less, wait longer
     #[arg(long)]
     emulated: bool,
+    /// Have `failing::*` try all system calls of a run and not some
+    #[arg(long)]
+    every_call: bool,
     /// Leave out what `--every-kernel` alone runs on this kernel, by its column of tests/cells.txt
     #[arg(long, value_name = "KERNEL")]
     gate: Option<String>,
@@ -73,6 +77,9 @@ fn main() -> ExitCode {
     if cli.brief {
         set_gate();
     }
+    if cli.every_call {
+        set_every_call();
+    }
     match run(&cli) {
         Ok(code) => code,
         Err(error) => {
@@ -100,6 +107,7 @@ fn run(cli: &Cli) -> io::Result<ExitCode> {
         runner.arguments = vec!["--faultline".into(), path.display().to_string()];
     }
     runner.arguments.extend(cli.emulated.then(|| "--emulated".into()));
+    runner.arguments.extend(cli.every_call.then(|| "--every-call".into()));
     runner.arguments.extend(cli.gate.is_some().then(|| "--brief".into()));
     let mut counts = [0; 4];
     let mut tell = |word: Word<'static>| match word {

@@ -49,7 +49,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     setup::test_programs()?;
     let folder = build(&PROGRAMS)?;
     let mut command = as_root(&folder.join("fl-tests"));
-    command.arg("--json").args(["--jobs", "4"]);
+    command.args(["--json", "--every-call", "--jobs", "4"]);
     if let Some(faultline) = &options.faultline {
         command.arg("--faultline").arg(faultline);
     }

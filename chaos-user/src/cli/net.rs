@@ -103,7 +103,11 @@ fn act(
             (watch(&mut armed, signals, names, reporter), armed.end())
         }
         Ok(Some(news)) => (Ok(news.into()), prepared.end()),
-        Err(error) => (Err(error.into()), prepared.end()),
+        // It has not begun.
+        Err(error) => {
+            let dirty = prepared.end().dirty;
+            return Err(dirty.map_or_else(|| error.into(), |dirty| SessionError::from(dirty).into()));
+        }
     };
     let ending = match ending {
         Ok(Ending::TargetGone) if reporter.has_command() => Ok(Ending::CommandEnded),

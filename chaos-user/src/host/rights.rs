@@ -10,7 +10,7 @@ use nix::{
     fcntl::{AT_FDCWD, AtFlags},
     unistd::{AccessFlags, faccessat},
 };
-use procfs::process::Process;
+use procfs::{FromRead, process::Status};
 use serde::Serialize;
 
 use super::namespaces;
@@ -168,7 +168,7 @@ fn names(uses: &[Use]) -> String {
 #[must_use]
 pub fn has(capability: Capability) -> bool {
     static EFFECTIVE: OnceLock<u64> = OnceLock::new();
-    let read = || Process::myself().and_then(|own| own.status()).map_or(u64::MAX, |status| status.capeff);
+    let read = || Status::from_file("/proc/self/status").map_or(u64::MAX, |status| status.capeff);
     EFFECTIVE.get_or_init(read) >> capability.bit() & 1 == 1
 }
 

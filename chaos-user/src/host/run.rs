@@ -10,7 +10,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use procfs::process::{MountInfo, MountOptFields, Process};
+use procfs::{
+    FromRead,
+    process::{MountInfo, MountInfos, MountOptFields},
+};
 
 use super::namespaces;
 
@@ -75,7 +78,7 @@ impl From<MountInfo> for Mount {
 
 impl Facts {
     fn look() -> Self {
-        let mounts = Process::myself().and_then(|own| own.mountinfo());
+        let mounts = MountInfos::from_file("/proc/self/mountinfo");
         let mounts = mounts.map(|all| all.into_iter().map(Mount::from).collect()).unwrap_or_default();
         let has_hosts_pids = namespaces::numbers_are_the_hosts();
         // The first process of this container itself says nothing of the host.

@@ -181,12 +181,13 @@ impl Drop for Detour {
 const LARGEST: u32 = 65_535;
 
 fn new_netns() -> Result<File> {
+    const OWN: &str = "/proc/thread-self/ns/net";
     let make = || {
-        unshare(CloneFlags::CLONE_NEWNET)?;
-        File::open("/proc/thread-self/ns/net")
+        unshare(CloneFlags::CLONE_NEWNET)
+            .map_err(|errno| Error::new("unshare(CLONE_NEWNET)", "the detour's", errno.into()))?;
+        File::open(OWN).map_err(|source| Error::new("open", OWN, source))
     };
-    let error = |source| Error::new("unshare(CLONE_NEWNET)", "the detour's", source);
-    own_thread::run(make).map_err(no_thread)?.map_err(error)
+    own_thread::run(make).map_err(no_thread)?
 }
 
 fn no_thread(source: io::Error) -> Error {

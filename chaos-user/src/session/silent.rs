@@ -88,7 +88,7 @@ impl Drop for Silent {
 }
 
 fn provoke(plan: &Plan, connections: &mut Connections, prod: &Prod, over: &AtomicBool) -> kernel::Result<()> {
-    let cgroups = cgroups(plan);
+    let cgroups = cgroups(plan)?;
     for connection in connections.all()? {
         if over.load(Ordering::Relaxed) {
             break;
@@ -102,7 +102,7 @@ fn provoke(plan: &Plan, connections: &mut Connections, prod: &Prod, over: &Atomi
 }
 
 /// The rules that reset what sockets of a cgroup have, by the number of each cgroup that is a target or below one.
-fn cgroups(plan: &Plan) -> BTreeMap<u64, u64> {
+fn cgroups(plan: &Plan) -> kernel::Result<BTreeMap<u64, u64>> {
     let mut cgroups: BTreeMap<u64, u64> = BTreeMap::new();
     for target in &plan.targets {
         let Target::Cgroup(cgroup) = target else { continue };
@@ -110,8 +110,10 @@ fn cgroups(plan: &Plan) -> BTreeMap<u64, u64> {
         let wanted = (0..).zip(&plan.rules).filter(|(_, rule)| wants(rule));
         let rules = wanted.fold(0, |rules, (number, _)| rules | 1_u64 << number);
         if rules != 0 {
-            cgroup.numbers().for_each(|number| *cgroups.entry(number).or_default() |= rules);
+            for number in cgroup.numbers()? {
+                *cgroups.entry(number).or_default() |= rules;
+            }
         }
     }
-    cgroups
+    Ok(cgroups)
 }

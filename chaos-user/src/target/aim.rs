@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, fmt, fs, os::unix::fs::MetadataExt, path::Path}
 use super::{Cgroup, CgroupError, Tree, cgroup::UNSEEN};
 use crate::{
     host::{Use, rights},
+    kernel,
     spec::Owner,
 };
 
@@ -43,7 +44,7 @@ impl Target {
     ///
     /// # Errors
     ///
-    /// [`CgroupError::File`].
+    /// [`CgroupError::Kernel`].
     pub fn processes(&self) -> Result<Vec<u32>, CgroupError> {
         match self {
             Self::Cgroup(cgroup) => cgroup.processes(),
@@ -113,13 +114,18 @@ impl Target {
         let mut namespaces = BTreeSet::new();
         let mut one = None;
         for process in self.inhabitants(owner, false)? {
-            let namespace = fs::metadata(format!("/proc/{process}/ns/net"));
+            let path = format!("/proc/{process}/ns/net");
+            let namespace = fs::metadata(&path);
             rights::explain(&namespace, &[Use::Processes])
                 .map_err(|error| CgroupError::Rights { owner: owner.clone(), error })?;
             // A process may end at any time, and zombies have none.
-            if let Ok(namespace) = namespace {
-                namespaces.insert(namespace.ino());
-                one = one.or(Some(process));
+            match namespace {
+                Ok(namespace) => {
+                    namespaces.insert(namespace.ino());
+                    one = one.or(Some(process));
+                }
+                Err(ended) if matches!(ended.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
+                Err(source) => return Err(kernel::Error::new("stat", path, source).into()),
             }
         }
         match (one, namespaces.len()) {

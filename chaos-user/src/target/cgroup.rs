@@ -110,14 +110,6 @@ pub enum CgroupError {
         /// The cgroup.
         path: PathBuf,
     },
-    /// A file of the hierarchy, or of `/proc`.
-    #[error("{}: {source}", path.display())]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// The kernel's answer.
-        source: io::Error,
-    },
     /// The kernel's answer.
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
@@ -153,23 +145,28 @@ impl Cgroup {
                     root.join(name.trim_start_matches('/'))
                 };
                 // Links and dots lead out of what was counted.
-                let inside = inside.canonicalize().map_err(|_| unknown("cgroup"))?;
-                (inside.starts_with(&root) && inside.is_dir())
-                    .then_some(inside)
-                    .ok_or_else(|| unknown("cgroup"))?
+                let failed = |call| {
+                    let object = inside.display().to_string();
+                    move |source: io::Error| match leads_nowhere(&source) {
+                        true => unknown("cgroup"),
+                        false => kernel::Error::new(call, object, source).into(),
+                    }
+                };
+                let real = inside.canonicalize().map_err(failed("readlink"))?;
+                let is_folder = real.metadata().map_err(failed("stat"))?.is_dir();
+                (real.starts_with(&root) && is_folder).then_some(real).ok_or_else(|| unknown("cgroup"))?
             }
             Owner::Unit(name) => {
                 let name = if name.contains('.') { name.clone() } else { format!("{name}.service") };
-                only("unit", named(&root, |folder| folder == name))?
+                only("unit", named(&root, |folder| folder == name)?)?
             }
-            Owner::Container(id) => only("container", named(&root, |folder| is_container(folder, id)))?,
+            Owner::Container(id) => only("container", named(&root, |folder| is_container(folder, id))?)?,
             Owner::Process(_) => return Err(unknown("cgroup")),
         };
-        let file = |source| CgroupError::File { path: path.clone(), source };
-        let id = fs::metadata(&path).map_err(file)?.ino();
+        let id = number(&path)?;
         let outside = || CgroupError::Outside { owner: owner.clone(), path: path.clone() };
         let below = path.strip_prefix(&root).map_or(0, |inside| inside.components().count());
-        let base = probe::cgroup_level(fs::metadata(&root).map_err(file)?.ino())?.ok_or_else(outside)?;
+        let base = probe::cgroup_level(number(&root)?)?.ok_or_else(outside)?;
         let level = u8::try_from(usize::from(base) + below).map_err(|_| outside())?;
         Ok(Self { path, id, level })
     }
@@ -178,7 +175,7 @@ impl Cgroup {
     ///
     /// # Errors
     ///
-    /// [`CgroupError::File`].
+    /// [`CgroupError::Kernel`].
     pub fn processes(&self) -> Result<Vec<u32>, CgroupError> {
         let mut processes = self.population()?;
         processes.retain(|process| *process != UNSEEN);
@@ -188,7 +185,7 @@ impl Cgroup {
     /// The same with one [`UNSEEN`] for each that has none.
     pub(super) fn population(&self) -> Result<Vec<u32>, CgroupError> {
         let mut processes = Vec::new();
-        for folder in below(&self.path).into_iter().chain([self.path.clone()]) {
+        for folder in below(&self.path)?.into_iter().chain([self.path.clone()]) {
             let path = folder.join("cgroup.procs");
             match fs::read_to_string(&path) {
                 Ok(text) => processes.extend(text.lines().filter_map(|line| line.parse::<u32>().ok())),
@@ -198,17 +195,29 @@ impl Cgroup {
                         error.raw_os_error(),
                         Some(libc::ENOENT | libc::ENODEV | libc::EOPNOTSUPP)
                     ) => {}
-                Err(source) => return Err(CgroupError::File { path, source }),
+                Err(source) => {
+                    return Err(kernel::Error::new("read", path.display().to_string(), source).into());
+                }
             }
         }
         Ok(processes)
     }
 
     /// The kernel's numbers of it and of those below it.
-    pub fn numbers(&self) -> impl Iterator<Item = u64> {
-        // What goes meanwhile has no number any more.
-        let below = below(&self.path).into_iter().filter_map(|path| Some(fs::metadata(path).ok()?.ino()));
-        std::iter::once(self.id).chain(below)
+    ///
+    /// # Errors
+    ///
+    /// If they cannot be listed.
+    pub fn numbers(&self) -> kernel::Result<Vec<u64>> {
+        let mut numbers = vec![self.id];
+        for path in below(&self.path)? {
+            match number(&path) {
+                // What goes meanwhile has no number any more.
+                Err(error) if leads_nowhere(&error.source) => {}
+                found => numbers.push(found?),
+            }
+        }
+        Ok(numbers)
     }
 
     /// Whether it is still there.
@@ -225,6 +234,19 @@ impl Cgroup {
 /// What the kernel says in place of the number of a process that is in no pid namespace below the reader's.
 pub(super) const UNSEEN: u32 = 0;
 
+/// The kernel's number of the cgroup whose folder this is.
+fn number(path: &Path) -> kernel::Result<u64> {
+    let error = |source| kernel::Error::new("stat", path.display().to_string(), source);
+    fs::metadata(path).map(|folder| folder.ino()).map_err(error)
+}
+
+/// Whether a path is answered so because nothing is there, and not because it could not be looked at.
+fn leads_nowhere(error: &io::Error) -> bool {
+    let codes = [libc::ENOENT, libc::ENODEV, libc::ENOTDIR, libc::ELOOP, libc::ENAMETOOLONG];
+    // Rust's own: there is no path with a zero byte.
+    error.raw_os_error().map_or(error.kind() == io::ErrorKind::InvalidInput, |code| codes.contains(&code))
+}
+
 /// The only one of these, if there is any.
 fn one(owner: &Owner, mut found: Vec<PathBuf>) -> Result<Option<PathBuf>, CgroupError> {
     if found.len() > 1 {
@@ -235,27 +257,40 @@ fn one(owner: &Owner, mut found: Vec<PathBuf>) -> Result<Option<PathBuf>, Cgroup
 }
 
 /// All folders below this one.
-fn below(root: &Path) -> Vec<PathBuf> {
+fn below(root: &Path) -> kernel::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut left = vec![root.to_owned()];
     while let Some(folder) = left.pop() {
-        // What goes meanwhile is not looked for.
-        let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
-        let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
         let before = found.len();
-        found.extend(folders.map(|entry| entry.path()));
-        left.extend_from_slice(&found[before..]);
+        match folders(&folder, &mut found) {
+            // What goes meanwhile is not looked for.
+            Err(error) if !leads_nowhere(&error) => {
+                return Err(kernel::Error::new("list", folder.display().to_string(), error));
+            }
+            _ => left.extend_from_slice(&found[before..]),
+        }
     }
-    found
+    Ok(found)
+}
+
+/// Those in this folder.
+fn folders(folder: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            found.push(entry.path());
+        }
+    }
+    Ok(())
 }
 
 /// Those of these names, without what lies below another of them: a container's own cgroups may be named after it.
-fn named(root: &Path, is_name: impl Fn(&str) -> bool) -> Vec<PathBuf> {
-    let mut found = below(root);
+fn named(root: &Path, is_name: impl Fn(&str) -> bool) -> kernel::Result<Vec<PathBuf>> {
+    let mut found = below(root)?;
     found.retain(|path| path.file_name().is_some_and(|name| is_name(&name.to_string_lossy())));
     let all = found.clone();
     found.retain(|path| !all.iter().any(|other| path != other && path.starts_with(other)));
-    found
+    Ok(found)
 }
 
 /// Fewest characters of an id that say which it is.

@@ -16,7 +16,7 @@ use nix::{
     errno::Errno,
     fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2},
 };
-use procfs::process::Process;
+use procfs::{FromRead, process::MountInfos};
 
 use super::{CgroupError, Target};
 use crate::{
@@ -234,10 +234,7 @@ impl Root {
     fn new(process: Option<u32>) -> Result<Self, PlaceError> {
         let name = process.map_or_else(|| "self".into(), |pid| pid.to_string());
         let folder = File::open(format!("/proc/{name}/root")).map_err(proc("open /proc/PID/root"))?.into();
-        let table = match process {
-            Some(pid) => Process::new(pid.cast_signed())?.mountinfo()?,
-            None => Process::myself()?.mountinfo()?,
-        };
+        let table = MountInfos::from_file(format!("/proc/{name}/mountinfo"))?;
         let mounts = table.into_iter().map(|mount| mount.mount_point).collect();
         Ok(Self { process, folder, mounts })
     }

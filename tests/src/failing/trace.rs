@@ -188,6 +188,8 @@ fn object(name: &str, arguments: &str) -> String {
         }
         "fcntl" => arguments.split(", ").nth(1).and_then(|command| command.split(')').next()),
         "ptrace" | "prctl" => first(),
+        // What is read may look like a path.
+        "read" | "write" | "pread64" | "pwrite64" => between('<', '>'),
         _ => between('"', '"').filter(|path| path.starts_with('/')).or_else(|| between('<', '>')),
     };
     let mut shown = String::new();
@@ -248,6 +250,7 @@ mod tests {
 7 rt_sigaction(SIGBUS, NULL, {sa_handler=SIG_DFL, sa_mask=[], sa_flags=0}, 8) = 0
 7 rt_sigaction(SIGBUS, {sa_handler=0x7f, sa_mask=[], sa_flags=SA_ONSTACK}, NULL, 8) = 0
 7 geteuid() = 0
+7 read(3</proc/7/maps>, "/5\r<>"..., 1024) = 1024
 7 openat(AT_FDCWD</>, "/run/faultline/abcd2.json", O_WRONLY, 0666) = 4</run/faultline/abcd2.json>
 7 bpf(BPF_MAP_CREATE, {map_type=BPF_MAP_TYPE_ARRAY, map_name="FL_RULES", map_ifindex=0}, 152) = 5<anon_inode:bpf-map>
 7 clone3({flags=CLONE_VM}, 88 <unfinished ...>
@@ -264,6 +267,7 @@ mod tests {
         let listing = parse(TEXT);
         let calls: Vec<_> = listing.calls.iter().map(|call| (&*call.name, call.nth, &*call.what)).collect();
         let expected = [
+            ("read", 1, "/proc/N/maps"),
             ("openat", 2, "/run/faultline/ID"),
             ("bpf", 1, "BPF_MAP_CREATE FL_RULES"),
             ("clone3", 1, ""),
@@ -271,7 +275,7 @@ mod tests {
             ("sendto", 1, "RTM_GETLINK"),
         ];
         assert_eq!(calls, expected);
-        assert_eq!((listing.total, listing.runtime, listing.infallible), (13, 7, 1));
+        assert_eq!((listing.total, listing.runtime, listing.infallible), (14, 7, 1));
     }
 
     #[test]
