@@ -23,7 +23,7 @@ use crate::host::{Use, rights};
 #[derive(Debug, thiserror::Error)]
 pub enum ClockError {
     /// It has ended, or executes another program.
-    #[error("it has ended")]
+    #[error("it has ended, or executes another program")]
     Gone,
     /// A thread of the kernel's own, or one that has ended and is not waited for yet.
     #[error("it has no memory: it is the kernel's own, or has ended")]

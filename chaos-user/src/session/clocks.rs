@@ -23,7 +23,6 @@ use nix::{
 };
 
 use super::backoff::Backoff;
-use crate::host::rights;
 use crate::kernel::{
     self,
     hold::{self, Claim, Crew, Events, Holds, Work},
@@ -70,9 +69,19 @@ pub(super) struct Clocks {
     patch: Patch,
     /// What no process may be whose clocks are changed.
     own_program: PathBuf,
-    own_times: PathBuf,
+    own_times: Option<PathBuf>,
     processes: Mutex<Processes>,
     over: AtomicBool,
+}
+
+/// Which time namespace a process is in; nothing if it has ended, or the kernel has none.
+fn times_of(process: &str) -> kernel::Result<Option<PathBuf>> {
+    let path = format!("/proc/{process}/ns/time");
+    match fs::read_link(&path) {
+        Ok(times) => Ok(Some(times)),
+        Err(none) if matches!(none.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => Ok(None),
+        Err(source) => Err(kernel::Error::new("readlink", path, source)),
+    }
 }
 
 /// The threads, until they are told to end.
@@ -93,7 +102,7 @@ impl Clocks {
             patch,
             own_program: fs::read_link(PROGRAM)
                 .map_err(|source| kernel::Error::new("readlink", PROGRAM, source))?,
-            own_times: fs::read_link("/proc/self/ns/time").unwrap_or_default(),
+            own_times: times_of("self")?,
             processes: Mutex::default(),
             over: AtomicBool::new(false),
         })
@@ -123,17 +132,11 @@ impl Clocks {
     }
 
     fn check(&self, process: u32) -> Result<(), ClockError> {
-        let link = |name| fs::read_link(format!("/proc/{process}/{name}"));
-        if link("exe").is_ok_and(|program| program == self.own_program) {
+        let program = fs::read_link(format!("/proc/{process}/exe"));
+        if program.is_ok_and(|program| program == self.own_program) {
             return Err(ClockError::Own);
         }
-        let times = match link("ns/time") {
-            Err(error) if rights::is_refusal(&error) => {
-                return Err(kernel::Error::new("readlink", format!("/proc/{process}/ns/time"), error).into());
-            }
-            times => times.unwrap_or_default(),
-        };
-        if times != self.own_times {
+        if times_of(&process.to_string())? != self.own_times {
             // One that is gone has none either.
             return Err(if fs::exists(format!("/proc/{process}")).unwrap_or(false) {
                 ClockError::TimeNamespace

@@ -112,7 +112,7 @@ impl Target {
     /// [`CgroupError::Empty`], or that there are several, or that they cannot be looked at.
     pub fn network(&self, owner: &Owner) -> Result<u32, CgroupError> {
         let mut namespaces = BTreeSet::new();
-        let mut one = None;
+        let (mut one, mut unseen) = (None, None);
         for process in self.inhabitants(owner, false)? {
             let path = format!("/proc/{process}/ns/net");
             let namespace = fs::metadata(&path);
@@ -125,13 +125,24 @@ impl Target {
                     one = one.or(Some(process));
                 }
                 Err(ended) if matches!(ended.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
-                Err(source) => return Err(kernel::Error::new("stat", path, source).into()),
+                Err(source) => {
+                    let is_kept_from_all = rights::is_refusal(&source);
+                    let error = kernel::Error::new("stat", path, source);
+                    // Nobody may look at some, whatever his rights: the others say where they all are.
+                    if !is_kept_from_all {
+                        return Err(error.into());
+                    }
+                    unseen = unseen.or(Some(error));
+                }
             }
         }
         match (one, namespaces.len()) {
             (Some(process), 1) => Ok(process),
             (Some(_), count) => Err(CgroupError::Scattered { owner: owner.clone(), count }),
-            (None, _) => Err(CgroupError::Empty { owner: owner.clone(), place: self.to_string() }),
+            (None, _) => Err(unseen.map_or_else(
+                || CgroupError::Empty { owner: owner.clone(), place: self.to_string() },
+                CgroupError::from,
+            )),
         }
     }
 }

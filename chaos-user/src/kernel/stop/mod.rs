@@ -139,7 +139,7 @@ impl Stopped {
         if running().next().is_none() {
             return Ok(true);
         }
-        running().for_each(Thread::interrupt);
+        running().try_for_each(Thread::interrupt)?;
         for thread in self.threads.iter_mut().filter(|thread| !thread.stands) {
             thread.wait(self.deadline)?;
         }

@@ -118,7 +118,8 @@ pub(super) fn wait(thread: pid_t, kinds: c_int) -> io::Result<Option<Event>> {
     let options = kinds | libc::__WALL | libc::WNOHANG;
     // SAFETY: `found` is there to be written.
     if unsafe { libc::waitid(libc::P_PID, thread.cast_unsigned(), &raw mut found, options) } != 0 {
-        return Err(io::Error::last_os_error());
+        let error = io::Error::last_os_error();
+        return if error.kind() == io::ErrorKind::Interrupted { Ok(None) } else { Err(error) };
     }
     // SAFETY: written by `waitid`, or zeros.
     let (who, status) = unsafe { (found.si_pid(), found.si_status()) };

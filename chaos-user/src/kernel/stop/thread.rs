@@ -50,9 +50,14 @@ impl Thread {
     }
 
     /// Has it stop; what becomes of that says [`wait`](Self::wait).
-    pub(super) fn interrupt(&self) {
-        // One that has ended says so there.
-        let _ = trace(libc::PTRACE_INTERRUPT, self.number, ptr::null_mut(), ptr::null_mut());
+    pub(super) fn interrupt(&self) -> Result<(), StopError> {
+        match trace(libc::PTRACE_INTERRUPT, self.number, ptr::null_mut(), ptr::null_mut()) {
+            Err(source) if source.raw_os_error() != Some(libc::ESRCH) => {
+                Err(StopError::Refused { thread: self.number, source })
+            }
+            // One that has ended says so there.
+            _ => Ok(()),
+        }
     }
 
     /// Waits until it stands; false if it has ended instead. That a process has ended is for whoever began it to hear, which
@@ -107,7 +112,7 @@ impl Thread {
             has_gone_on = true;
             self.go_on();
             thread::sleep(pauses.next().unwrap_or_default());
-            self.interrupt();
+            self.interrupt()?;
             self.wait(deadline)?;
         }
         Ok(has_gone_on)
