@@ -112,7 +112,8 @@ const RESET: &str = "net reset --port 7000 --dev DEVICE --netns NETNS --for 100m
 const PROCESS: &str = "net loss 50% --pid PID --dev DEVICE --netns NETNS --for 30ms --seed 1 --json";
 const SKEW: &str = "time skew --offset +1h --pid PID --for 50ms --json";
 const WAIT: &str = "io delay 100us --ops read --cgroup CGROUP --for 100ms --json";
-const FAIL: &str = "io error EIO --ops open --path /nowhere --cgroup CGROUP --for 30ms --json";
+/// Where the target opens nothing.
+const FAIL: &str = "io error EIO --ops open --path /run --cgroup CGROUP --for 30ms --json";
 const LIMIT: &str = "io slow 1mb/s --dev-block /dev/nullb0 --cgroup CGROUP --for 30ms --json";
 
 fn loss() -> Result {

@@ -237,7 +237,7 @@ fn written_last() -> Result {
     let (record, before) = dead(&scene)?;
     let whole = fs::read_to_string(&record).context("read")?;
     let (changes, others): (Vec<&str>, Vec<&str>) =
-        whole.lines().partition(|line| line.contains("\"entry\":\"change\""));
+        whole.lines().partition(|line| line.contains("\"kind\":\"features\""));
     ensure!(changes.len() == 1, "{whole}");
     fs::write(&record, others.join("\n") + "\n").context("write")?;
     let mut command = Command::new("/proc/self/exe");

@@ -25,7 +25,8 @@ pub(super) const TESTS: &[Test] =
 const NONE: Option<&str> = None;
 
 /// Links hold the one, and offloads are off for the other.
-const HELD: &str = "net loss 1% --dev to-far --for 20ms";
+/// By XDP, for which there are links on each kernel.
+const HELD: &str = "net loss 1% --direction in --dev to-far --for 20ms";
 const CHANGES: &str = "net duplicate 1% --dev to-far --for 20ms";
 
 fn own_run() -> Result {
