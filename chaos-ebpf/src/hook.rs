@@ -8,7 +8,6 @@ use chaos_ebpf::{
         CgroupOffsets, Delay, Direction, HookState, MAX_LEVELS, Rate, Rule, RuleState, SIDES, Session, Setup,
         Wire, effect,
     },
-    background::{is_background, may_be_background},
     classify::{classify, is_protected},
     decide,
     packet::{self, Headers, Network, Truncated, View},
@@ -85,8 +84,6 @@ pub(crate) struct Fate {
     pub(crate) v6: bool,
     /// What is not done to it, a set of [`effect`] bits.
     pub(crate) exempt: u32,
-    /// 1 if it comes by itself, see [`is_background`].
-    pub(crate) background: u64,
 }
 
 impl Fate {
@@ -104,7 +101,6 @@ impl Fate {
         protocol: 0,
         v6: false,
         exempt: 0,
-        background: 0,
     };
 }
 
@@ -120,8 +116,6 @@ pub(crate) trait Packet {
     fn pull(&self) -> bool;
     /// Length of the frame in bytes.
     fn length(&self) -> u64;
-    /// Reads bytes of the frame, wherever they lie; false if it ends before.
-    fn load(&self, offset: u32, to: &mut [u8]) -> bool;
     /// How many packets it is on the wire; never 0.
     fn segments(&self) -> u32;
     /// When it would go on, `CLOCK_MONOTONIC` nanoseconds.
@@ -232,101 +226,36 @@ pub(crate) fn decide<P: Packet>(packet: &P, fate: &mut Fate) -> Option<()> {
     if P::IS_BUFFER && setup.effects & effect::OF_CONNECTIONS != 0 {
         fate.exempt = packet.exempt(&headers);
     }
-    fate.background = by_itself(packet, &headers, hook);
     if P::IS_BUFFER && setup.effects & !effect::ANY_LOSS != 0 {
-        let scratch = &raw mut hook.scratch;
-        let mut work = Work { packet, candidates, now, headers, segments, bytes, fate: *fate, scratch };
+        let mut work = Work { packet, candidates, now, headers, segments, bytes, fate: *fate };
         let rules = setup.direction[P::DIRECTION as usize];
         if rules & rules.wrapping_sub(1) == 0 && setup.effects & !effect::PROFILE == 0 {
             // The ways through the headers differ in what the verifier knows of these; of what it does not know there is
             // one way on.
-            work.segments = unknown(scratch, u64::from(segments)) as u32;
-            work.bytes = unknown(scratch, bytes);
+            work.segments = unknown(&raw mut hook.scratch, u64::from(segments)) as u32;
+            work.bytes = unknown(&raw mut hook.scratch, bytes);
             apply_one(&mut work);
-        } else {
-            let next = apply_next::<P> as unsafe extern "C" fn(u32, *mut Work<'_, P>) -> i64;
-            // SAFETY: the function takes what it is given, and that lives until the call is over.
-            unsafe { bpf_loop(u64::BITS, next as *mut c_void, (&raw mut work).cast(), 0) };
+            *fate = work.fate;
+            return Some(());
         }
+        let next = apply_next::<P> as unsafe extern "C" fn(u32, *mut Work<'_, P>) -> i64;
+        // SAFETY: the function takes what it is given, and that lives until the call is over.
+        unsafe { bpf_loop(u64::BITS, next as *mut c_void, (&raw mut work).cast(), 0) };
         *fate = work.fate;
-    } else {
-        for _ in 0..u64::BITS {
-            if candidates == 0 {
-                break;
-            }
-            let rule = candidates.trailing_zeros();
-            candidates &= candidates - 1;
-            apply::<P, false>(packet, rule, now, &headers, segments, bytes, fate)?;
-            if fate.lost {
-                break;
-            }
+        return Some(());
+    }
+    for _ in 0..u64::BITS {
+        if candidates == 0 {
+            break;
+        }
+        let rule = candidates.trailing_zeros();
+        candidates &= candidates - 1;
+        apply::<P, false>(packet, rule, now, &headers, segments, bytes, fate)?;
+        if fate.lost {
+            break;
         }
     }
     Some(())
-}
-
-/// 1 for a packet that comes by itself. Of all that it is told by the verifier is to know nothing: it would keep apart all the
-/// ways that lead here.
-#[inline(always)]
-fn by_itself<P: Packet>(packet: &P, headers: &Headers, hook: &mut HookState) -> u64 {
-    let v6 = if matches!(headers.network, Network::V6) { V6 } else { 0 };
-    let clue = u64::from(headers.transport) << TRANSPORT | v6 | u64::from(headers.protocol);
-    let clue = unknown(&raw mut hook.scratch, clue);
-    let by_itself = may_be_background(clue as u8) && looked_at_closely(packet, clue);
-    unknown(&raw mut hook.scratch, by_itself.into())
-}
-
-/// What lies where in such a clue, above the protocol.
-const V6: u64 = 1 << 8;
-const TRANSPORT: u32 = 32;
-
-/// Not inlined, as [`spare`].
-#[inline(never)]
-fn looked_at_closely<P: Packet>(packet: &P, clue: u64) -> bool {
-    // Else LLVM hands on what it has read of the context, as numbers where the verifier wants pointers.
-    let frame = Loaded(black_box(packet));
-    is_background(&frame, clue & V6 != 0, clue as u8, (clue >> TRANSPORT) as usize, setup().ethernet != 0)
-}
-
-/// A frame that is read by the kernel's helpers: at an offset of which the verifier knows nothing.
-struct Loaded<'a, P>(&'a P);
-
-/// What is looked at so is no longer than an address.
-const LONGEST_VIEW: usize = 6;
-
-impl<P: Packet> packet::Frame for Loaded<'_, P> {
-    type View = Copied;
-
-    #[inline(always)]
-    fn view(&self, offset: usize, length: usize) -> Option<Copied> {
-        let mut copied = Copied([0; LONGEST_VIEW]);
-        self.0.load(offset as u32, copied.0.get_mut(..length)?).then_some(copied)
-    }
-}
-
-/// Bytes of a frame.
-struct Copied([u8; LONGEST_VIEW]);
-
-impl Copied {
-    #[inline(always)]
-    fn read<const LENGTH: usize>(&self, offset: usize) -> [u8; LENGTH] {
-        self.0.get(offset..offset + LENGTH).and_then(|bytes| bytes.try_into().ok()).unwrap_or([0; LENGTH])
-    }
-}
-
-impl View for Copied {
-    #[inline(always)]
-    fn u8(&self, offset: usize) -> u8 {
-        u8::from_ne_bytes(self.read(offset))
-    }
-    #[inline(always)]
-    fn u16(&self, offset: usize) -> u16 {
-        u16::from_ne_bytes(self.read(offset))
-    }
-    #[inline(always)]
-    fn u32(&self, offset: usize) -> u32 {
-        u32::from_ne_bytes(self.read(offset))
-    }
 }
 
 /// The rules that are left of these when those that keep others from acting have done so. Not inlined: what it keeps at
@@ -360,29 +289,23 @@ struct Work<'a, P> {
     segments: u32,
     bytes: u64,
     fate: Fate,
-    /// See [`unknown`].
-    scratch: *mut u64,
 }
 
 /// Asks the next rule, for `bpf_loop`: 1 if it was the last. With all that rules can do, the verifier would walk
 /// through a loop of our own for minutes (Linux 6.1); for rules that only lose packets such a loop is the cheaper one.
 unsafe extern "C" fn apply_next<P: Packet>(_: u32, work: *mut Work<'_, P>) -> i64 {
     // SAFETY: as the caller of `bpf_loop` warrants.
-    let Work { packet, candidates, now, headers, segments, bytes, fate, scratch } = unsafe { &mut *work };
+    let Work { packet, candidates, now, headers, segments, bytes, fate } = unsafe { &mut *work };
     let rule = candidates.trailing_zeros();
     *candidates &= *candidates - 1;
     let applied = apply::<P, true>(*packet, rule, *now, headers, *segments, *bytes, fate);
-    // What is known of these would keep apart all that the rules until here can have done, here and behind the loop.
-    fate.goes_at = unknown(*scratch, fate.goes_at);
-    fate.second_goes_at = unknown(*scratch, fate.second_goes_at);
-    fate.corrupted_by = unknown(*scratch, fate.corrupted_by.into()) as u32;
     i64::from(applied.is_none() || fate.lost || *candidates == 0)
 }
 
 /// Asks the only rule, which is a profile: without `bpf_loop`, which takes longer than the look-up.
 #[inline(never)]
 fn apply_one<P: Packet>(work: &mut Work<'_, P>) {
-    let Work { packet, candidates, now, headers, segments, bytes, fate, .. } = work;
+    let Work { packet, candidates, now, headers, segments, bytes, fate } = work;
     // Without an entry the packet is left alone.
     let _ = apply::<P, true>(*packet, candidates.trailing_zeros(), *now, headers, *segments, *bytes, fate);
 }
@@ -439,7 +362,7 @@ fn apply<P: Packet, const ALL: bool>(
     if effects & effect::ANY_LOSS != 0 && is_lost::<P>(effects, rule, state, headers) {
         fate.lost = true;
         state.lost += 1;
-        fired_on(state, segments, bytes, fate);
+        state.fired.add(segments, bytes);
         return Some(());
     }
     if !ALL || !P::IS_BUFFER {
@@ -455,7 +378,7 @@ fn apply<P: Packet, const ALL: bool>(
         fate.lost = true;
         fate.answer = rule.answer as u8;
         fate.reset = effects & effect::RESET != 0;
-        fired_on(state, segments, bytes, fate);
+        state.fired.add(segments, bytes);
         return Some(());
     }
     let mut fired = false;
@@ -489,7 +412,7 @@ fn apply<P: Packet, const ALL: bool>(
             if at == 0 {
                 fate.lost = true;
                 state.overlimit += 1;
-                fired_on(state, segments, bytes, fate);
+                state.fired.add(segments, bytes);
                 return Some(());
             }
             fate.goes_at = at;
@@ -505,16 +428,9 @@ fn apply<P: Packet, const ALL: bool>(
         fired = true;
     }
     if fired {
-        fired_on(state, segments, bytes, fate);
+        state.fired.add(segments, bytes);
     }
     Some(())
-}
-
-/// Counts a packet that a rule acts on. Without a branch, and with nothing to remember: either is too much for the verifier.
-#[inline(always)]
-pub(crate) fn fired_on(state: &mut RuleState, segments: u32, bytes: u64, fate: &Fate) {
-    state.fired.add(segments, bytes);
-    state.background += fate.background;
 }
 
 #[inline(always)]

@@ -23,7 +23,7 @@ mod round;
 
 use aya_ebpf::{
     bindings::{TC_ACT_UNSPEC, xdp_action},
-    helpers::generated::{bpf_ktime_get_ns, bpf_redirect, bpf_skb_load_bytes, bpf_xdp_load_bytes},
+    helpers::generated::{bpf_ktime_get_ns, bpf_redirect},
     macros::{cgroup_sock, cgroup_sock_addr, classifier, xdp},
     programs::{SockAddrContext, SockContext, TcContext, XdpContext},
 };
@@ -205,12 +205,6 @@ impl Packet for Received {
     }
 
     #[inline(always)]
-    fn load(&self, offset: u32, to: &mut [u8]) -> bool {
-        // SAFETY: the context the kernel called us with, and as many bytes as there is room for.
-        unsafe { bpf_xdp_load_bytes(self.0.ctx, offset, to.as_mut_ptr().cast(), to.len() as u32) == 0 }
-    }
-
-    #[inline(always)]
     fn length(&self) -> u64 {
         (self.0.data_end() - self.0.data()) as u64
     }
@@ -273,14 +267,6 @@ impl<const SENT: bool> Packet for Skb<SENT> {
         const HEADERS: u32 = 256;
         let length = self.0.len();
         self.0.pull_data(if length < HEADERS { length } else { HEADERS }).is_ok()
-    }
-
-    #[inline(always)]
-    fn load(&self, offset: u32, to: &mut [u8]) -> bool {
-        // SAFETY: as above.
-        unsafe {
-            bpf_skb_load_bytes(self.0.skb.skb.cast(), offset, to.as_mut_ptr().cast(), to.len() as u32) == 0
-        }
     }
 
     #[inline(always)]

@@ -27,8 +27,7 @@ use crate::{
         signals::{News, Signals},
     },
     session::{
-        Armed, BACKGROUND, Ended, Ending, Facts, HookRecord, Observer, Prepared, RuleReport, RunReport,
-        SessionError,
+        Armed, Ended, Ending, Facts, HookRecord, Observer, Prepared, RuleReport, RunReport, SessionError,
     },
 };
 
@@ -260,10 +259,6 @@ fn summary_text(out: &mut String, report: &RunReport) -> fmt::Result {
             writeln!(out, "rule {}: {}", rule.rule, did.join(", "))?;
         }
     }
-    for rule in rules.iter().filter(|rule| rule.fired_background > 0) {
-        let RuleReport { rule, fired, fired_background, .. } = rule;
-        writeln!(out, "rule {rule}: {fired_background} of {} it hit: {BACKGROUND}", fired.packets)?;
-    }
     for rule in rules.iter().filter(|rule| of_bytes(rule)) {
         let bytes = rule.matched.bytes;
         writeln!(out, "rule {}: FIRED is all that was limited, held up or not: {bytes} bytes", rule.rule)?;
@@ -363,7 +358,6 @@ fn facts(rule: &RuleReport) -> Value {
         && let Value::Object(facts) = &mut facts
     {
         facts.remove("effects");
-        facts.remove("fired_background");
         if of_bytes(rule) {
             facts.insert("bytes".into(), rule.matched.bytes.into());
         }
