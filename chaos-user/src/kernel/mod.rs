@@ -3,6 +3,7 @@
 pub mod attach;
 pub mod btf;
 pub mod calls;
+pub(crate) mod cgroups;
 pub mod change;
 pub mod clock;
 pub mod code;

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Error, Result,
+    cgroups::{below, leads_nowhere},
     counters::{Counters, RuleCount},
     probe,
 };
@@ -318,7 +319,7 @@ impl Throttle {
 
     /// Where its owner saw it, or else by its number: the hierarchy may be mounted elsewhere here.
     fn open_folder(&self) -> Result<Option<OwnedFd>> {
-        if let Some(folder) = self.open_at(&self.folder) {
+        if let Ok(Some(folder)) = self.open_at(&self.folder) {
             return Ok(Some(folder));
         }
         let root = probe::cgroup_root()?;
@@ -329,7 +330,7 @@ impl Throttle {
             Ok(folder) => Ok(Some(folder)),
             Err(gone) if gone.raw_os_error() == Some(libc::ESTALE) => Ok(None),
             // Not every kernel can, nor may everybody. What is not seen is gone where all cgroups are.
-            Err(source) => match self.search(&root) {
+            Err(source) => match self.search(&root)? {
                 None if namespaces::is_topmost_cgroup(&root) => Ok(None),
                 Some(found) => Ok(Some(found)),
                 None => Err(self.error("open_by_handle_at", "", source)),
@@ -337,26 +338,27 @@ impl Throttle {
         }
     }
 
-    /// Opens a folder if it is the cgroup's.
-    fn open_at(&self, path: &Path) -> Option<OwnedFd> {
+    /// Opens a folder if it is the cgroup's; nothing if it is another's, or not there.
+    fn open_at(&self, path: &Path) -> Result<Option<OwnedFd>> {
+        let error =
+            |call| move |errno: nix::Error| Error::new(call, path.display().to_string(), errno.into());
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let folder = open(path, flags, Mode::empty()).ok()?;
-        fstat(&folder).is_ok_and(|stat| stat.st_ino == self.cgroup).then_some(folder)
+        let folder = match open(path, flags, Mode::empty()) {
+            Err(errno) if leads_nowhere(&errno.into()) => return Ok(None),
+            folder => folder.map_err(error("open"))?,
+        };
+        let number = fstat(&folder).map_err(error("fstat"))?.st_ino;
+        Ok((number == self.cgroup).then_some(folder))
     }
 
     /// Looks at every cgroup that can be seen from here.
-    fn search(&self, root: &Path) -> Option<OwnedFd> {
-        let mut left = vec![root.to_owned()];
-        while let Some(folder) = left.pop() {
-            if let Some(found) = self.open_at(&folder) {
-                return Some(found);
+    fn search(&self, root: &Path) -> Result<Option<OwnedFd>> {
+        for folder in [root.to_owned()].into_iter().chain(below(root)?) {
+            if let Some(found) = self.open_at(&folder)? {
+                return Ok(Some(found));
             }
-            // What goes meanwhile is not looked for.
-            let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
-            let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-            left.extend(folders.map(|entry| entry.path()));
         }
-        None
+        Ok(None)
     }
 
     fn error(&self, call: &'static str, name: &str, source: io::Error) -> Error {

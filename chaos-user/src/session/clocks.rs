@@ -74,16 +74,6 @@ pub(super) struct Clocks {
     over: AtomicBool,
 }
 
-/// Which time namespace a process is in; nothing if it has ended, or the kernel has none.
-fn times_of(process: &str) -> kernel::Result<Option<PathBuf>> {
-    let path = format!("/proc/{process}/ns/time");
-    match fs::read_link(&path) {
-        Ok(times) => Ok(Some(times)),
-        Err(none) if matches!(none.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => Ok(None),
-        Err(source) => Err(kernel::Error::new("readlink", path, source)),
-    }
-}
-
 /// The threads, until they are told to end.
 #[derive(Debug)]
 pub(super) struct Hands {
@@ -344,5 +334,15 @@ fn see_to_late(clocks: &Clocks, late: &mpsc::Receiver<u32>) {
             Err(mpsc::RecvTimeoutError::Timeout) => {}
             Err(mpsc::RecvTimeoutError::Disconnected) => return,
         }
+    }
+}
+
+/// Which time namespace a process is in; nothing if it has ended, or the kernel has none.
+fn times_of(process: &str) -> kernel::Result<Option<PathBuf>> {
+    let path = format!("/proc/{process}/ns/time");
+    match fs::read_link(&path) {
+        Ok(times) => Ok(Some(times)),
+        Err(none) if matches!(none.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => Ok(None),
+        Err(source) => Err(kernel::Error::new("readlink", path, source)),
     }
 }

@@ -128,7 +128,7 @@ impl Target {
                 Err(source) => {
                     let is_kept_from_all = rights::is_refusal(&source);
                     let error = kernel::Error::new("stat", path, source);
-                    // Nobody may look at some, whatever his rights: the others say where they all are.
+                    // The kernel shows some to nobody; the others say where they all are.
                     if !is_kept_from_all {
                         return Err(error.into());
                     }

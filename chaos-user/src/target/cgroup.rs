@@ -9,7 +9,11 @@ use std::{
 
 use crate::{
     host::{RightsError, namespaces},
-    kernel::{self, probe},
+    kernel::{
+        self,
+        cgroups::{below, leads_nowhere},
+        probe,
+    },
     spec::Owner,
 };
 
@@ -240,13 +244,6 @@ fn number(path: &Path) -> kernel::Result<u64> {
     fs::metadata(path).map(|folder| folder.ino()).map_err(error)
 }
 
-/// Whether a path is answered so because nothing is there, and not because it could not be looked at.
-fn leads_nowhere(error: &io::Error) -> bool {
-    let codes = [libc::ENOENT, libc::ENODEV, libc::ENOTDIR, libc::ELOOP, libc::ENAMETOOLONG];
-    // Rust's own: there is no path with a zero byte.
-    error.raw_os_error().map_or(error.kind() == io::ErrorKind::InvalidInput, |code| codes.contains(&code))
-}
-
 /// The only one of these, if there is any.
 fn one(owner: &Owner, mut found: Vec<PathBuf>) -> Result<Option<PathBuf>, CgroupError> {
     if found.len() > 1 {
@@ -254,34 +251,6 @@ fn one(owner: &Owner, mut found: Vec<PathBuf>) -> Result<Option<PathBuf>, Cgroup
         return Err(CgroupError::Ambiguous { owner: owner.clone(), found });
     }
     Ok(found.pop())
-}
-
-/// All folders below this one.
-fn below(root: &Path) -> kernel::Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    let mut left = vec![root.to_owned()];
-    while let Some(folder) = left.pop() {
-        let before = found.len();
-        match folders(&folder, &mut found) {
-            // What goes meanwhile is not looked for.
-            Err(error) if !leads_nowhere(&error) => {
-                return Err(kernel::Error::new("list", folder.display().to_string(), error));
-            }
-            _ => left.extend_from_slice(&found[before..]),
-        }
-    }
-    Ok(found)
-}
-
-/// Those in this folder.
-fn folders(folder: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            found.push(entry.path());
-        }
-    }
-    Ok(())
 }
 
 /// Those of these names, without what lies below another of them: a container's own cgroups may be named after it.
