@@ -121,6 +121,19 @@ struct Step {
     findings: Vec<Value>,
 }
 
+impl Step {
+    /// What should not have been, with what the step was.
+    fn found(&self) -> Option<String> {
+        let Self { step, faults, event, moment, findings } = self;
+        let mut text = format!("step {step}: {event} {moment}: {}", faults.join(" + "));
+        for finding in findings {
+            let word = |name: &str| finding[name].as_str().unwrap_or_default().trim();
+            text += &format!("\n     | {}: {}", word("kind"), word("what").replace('\n', "\n     |   "));
+        }
+        (!findings.is_empty()).then_some(text)
+    }
+}
+
 /// The sums, as far as they are shown.
 #[derive(Debug, Deserialize)]
 struct Sums {
@@ -141,7 +154,7 @@ struct Soak {
     path: PathBuf,
     log: Option<File>,
     steps: u64,
-    found: u64,
+    found: Vec<String>,
     told: Instant,
     sums: Option<Sums>,
 }
@@ -152,7 +165,15 @@ impl Soak {
         let path = folder.join(format!("{kernel}-{seed}.jsonl"));
         println!("soak {kernel}, seed {seed}; log {}", path.display());
         let log = fs::create_dir_all(&folder).and_then(|()| File::create(&path)).ok();
-        Self { kernel: kernel.into(), path, log, steps: 0, found: 0, told: Instant::now(), sums: None }
+        Self {
+            kernel: kernel.into(),
+            path,
+            log,
+            steps: 0,
+            found: Vec::new(),
+            told: Instant::now(),
+            sums: None,
+        }
     }
 
     /// Takes in a line: a step, or the sums.
@@ -161,14 +182,9 @@ impl Soak {
         writeln!(log, "{line}").with_context(|| format!("writing {}", self.path.display()))?;
         if let Ok(step) = serde_json::from_str::<Step>(line) {
             self.steps += 1;
-            self.found += step.findings.len() as u64;
-            if !step.findings.is_empty() {
-                let Step { step, faults, event, moment, findings } = step;
-                println!("soak {}, step {step}: {event} {moment}: {}", self.kernel, faults.join(" + "));
-                for finding in findings {
-                    let text = |name: &str| finding[name].as_str().unwrap_or_default().trim().to_owned();
-                    println!("     | {}: {}", text("kind"), text("what").replace('\n', "\n     |   "));
-                }
+            if let Some(found) = step.found() {
+                println!("soak {}, {found}", self.kernel);
+                self.found.push(found);
             }
         } else if let Ok(sums) = serde_json::from_str(line) {
             self.sums = Some(sums);
@@ -177,14 +193,19 @@ impl Soak {
         }
         if self.told.elapsed() >= TOLD {
             self.told = Instant::now();
-            println!("soak {}: {} steps, {} findings", self.kernel, self.steps, self.found);
+            println!(
+                "soak {}: {} steps, {} of them with findings",
+                self.kernel,
+                self.steps,
+                self.found.len()
+            );
         }
         Ok(())
     }
 
     /// Tells the sums.
     fn end(self) -> Result<()> {
-        let Self { kernel, path, steps, sums, .. } = self;
+        let Self { kernel, path, steps, found, sums, .. } = self;
         let sums =
             sums.with_context(|| format!("soak {kernel}: it ended after {steps} steps; {}", path.display()))?;
         let Sums { steps, seconds, owners, refused, faults, events, findings, repeat } = sums;
@@ -199,8 +220,9 @@ impl Soak {
         }
         ensure!(
             findings.values().all(|count| *count == 0),
-            "soak {kernel}: not all was well; {}",
-            path.display()
+            "soak {kernel}: not all was well; {}\n{}",
+            path.display(),
+            found.join("\n")
         );
         ensure!(steps > 0, "soak {kernel}: nothing was done");
         Ok(())
@@ -229,7 +251,7 @@ mod tests {
                 path: "x".into(),
                 log: None,
                 steps: 3,
-                found: 0,
+                found: Vec::new(),
                 told,
                 sums: Some(sums),
             }

@@ -11,7 +11,7 @@ use std::{
 
 use chaos_user::kernel::{
     ethtool::{CHECKSUMS, Ethtool, SEGMENTATION},
-    netlink::Direction,
+    netlink::{Direction, Link, Netlink},
 };
 
 use super::Inventory;
@@ -85,23 +85,33 @@ impl Inventory {
 
 /// Features and filters of the interfaces, and that they have a place for filters.
 fn tuned(netns: &Netns) -> Result<Vec<String>> {
-    let mut lines = Vec::new();
     let mut netlink = netns.netlink()?;
+    let mut lines = Vec::new();
     for link in netlink.links()?.into_iter().filter(|link| link.name != "lo") {
-        let (index, name) = (link.index, &link.name);
-        let wanted = [SEGMENTATION, CHECKSUMS].concat();
-        let features = netns.run(|| Ok(Ethtool::open(index)?.features(&wanted)?))?;
-        let on: Vec<String> = features.into_iter().filter(|(_, on)| *on).map(|(name, _)| name).collect();
-        lines.push(format!("features of {name}: {}", on.join(" ")));
-        if !netlink.qdiscs(index)?.iter().any(|qdisc| qdisc.kind == "clsact") {
-            continue;
+        match tuned_of(netns, &mut netlink, &link) {
+            Ok(found) => lines.extend(found),
+            // The kernel takes the interfaces of a namespace away when it has time: this one has gone since it was listed.
+            Err(_) if !netlink.links()?.iter().any(|left| left.index == link.index) => {}
+            Err(failure) => return Err(failure),
         }
-        lines.push(format!("clsact on {name}"));
-        for side in [Direction::Ingress, Direction::Egress] {
-            for filter in netlink.filters(index, side)? {
-                let what = filter.name.unwrap_or(filter.kind);
-                lines.push(format!("filter {what} on {side:?} of {name}"));
-            }
+    }
+    Ok(lines)
+}
+
+fn tuned_of(netns: &Netns, netlink: &mut Netlink, link: &Link) -> Result<Vec<String>> {
+    let (index, name) = (link.index, &link.name);
+    let wanted = [SEGMENTATION, CHECKSUMS].concat();
+    let features = netns.run(|| Ok(Ethtool::open(index)?.features(&wanted)?))?;
+    let on: Vec<String> = features.into_iter().filter(|(_, on)| *on).map(|(name, _)| name).collect();
+    let mut lines = vec![format!("features of {name}: {}", on.join(" "))];
+    if !netlink.qdiscs(index)?.iter().any(|qdisc| qdisc.kind == "clsact") {
+        return Ok(lines);
+    }
+    lines.push(format!("clsact on {name}"));
+    for side in [Direction::Ingress, Direction::Egress] {
+        for filter in netlink.filters(index, side)? {
+            let what = filter.name.unwrap_or(filter.kind);
+            lines.push(format!("filter {what} on {side:?} of {name}"));
         }
     }
     Ok(lines)
