@@ -260,4 +260,18 @@ mod tests {
         assert!(sums(1).end().is_err());
         assert!(Soak { sums: None, ..sums(0) }.end().is_err());
     }
+
+    #[test]
+    fn what_was_found_is_said() {
+        let step = |findings: &str| {
+            let line = format!(
+                r#"{{"step":7,"faults":["net loss 1%","mem error"],"event":"SIGKILL","moment":"1s after arming","findings":[{findings}]}}"#
+            );
+            serde_json::from_str::<Step>(&line).expect("a step").found()
+        };
+        assert_eq!(step(""), None);
+        let expected =
+            "step 7: SIGKILL 1s after arming: net loss 1% + mem error\n     | stuck: a\n     |   b";
+        assert_eq!(step(r#"{"kind":"stuck","what":"a\nb\n"}"#).as_deref(), Some(expected));
+    }
 }
