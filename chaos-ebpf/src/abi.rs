@@ -495,7 +495,9 @@ pub struct RuleState {
     pub matched: Count,
     /// Packets it acted on.
     pub fired: Count,
-    /// Packets among these that were lost by chance.
+    /// Packets among these that come by themselves, see [`is_background`](crate::background::is_background).
+    pub background: u64,
+    /// Packets among those it acted on that were lost by chance.
     pub lost: u64,
     /// That were lost because too much waited for the wire.
     pub overlimit: u64,
@@ -533,6 +535,8 @@ pub struct HookState {
     pub spared: u64,
     /// A pointer on its way through the program.
     pub scratch: u64,
+    /// By what it is told whether the packet comes by itself.
+    pub clue: u64,
 }
 
 const _: () = assert!(size_of::<Control>() == 24);
@@ -545,8 +549,8 @@ const _: () = assert!(size_of::<Rule>() == 184);
 const _: () = assert!(size_of::<NameState>() == 136);
 const _: () = assert!(size_of::<Wire>() == 16);
 const _: () = assert!(size_of::<Count>() == 24);
-const _: () = assert!(size_of::<RuleState>() == 136);
-const _: () = assert!(size_of::<HookState>() == 48);
+const _: () = assert!(size_of::<RuleState>() == 144);
+const _: () = assert!(size_of::<HookState>() == 56);
 
 #[cfg(feature = "user")]
 mod pod {

@@ -1,13 +1,14 @@
 //! What every network hook does with a packet, written once.
 
-use core::{ffi::c_void, hint::black_box};
+use core::hint::black_box;
 
-use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_loop};
+use aya_ebpf::helpers::generated::bpf_jiffies64;
 use chaos_ebpf::{
     abi::{
         CgroupOffsets, Delay, Direction, HookState, MAX_LEVELS, Rate, Rule, RuleState, SIDES, Session, Setup,
         Wire, effect,
     },
+    background::{is_background, may_be_background},
     classify::{classify, is_protected},
     decide,
     packet::{self, Headers, Network, Truncated, View},
@@ -59,9 +60,25 @@ pub(crate) fn setup() -> &'static Setup {
     black_box(&FL_SETUP)
 }
 
-/// What becomes of a packet. Flat, and each field written before the next rule is asked, for the verifier.
+/// What becomes of a packet. Flat, each field written before the next rule is asked, and no byte between them: for the verifier.
 #[derive(Clone, Copy)]
-pub(crate) struct Fate {
+#[repr(C)]
+pub struct Fate {
+    /// When it goes on, `CLOCK_MONOTONIC` nanoseconds; 0 for at once.
+    pub(crate) goes_at: u64,
+    /// The same of the second one.
+    pub(crate) second_goes_at: u64,
+    /// 1 if it comes by itself, see [`is_background`]; 0 where rules do nothing but lose.
+    pub(crate) background: u64,
+    /// The rule that corrupts it, plus one; 0 if none does.
+    pub(crate) corrupted_by: u32,
+    /// Where its transport header begins, 0 without one.
+    pub(crate) transport: u32,
+    /// What is not done to it, a set of [`effect`] bits.
+    pub(crate) exempt: u32,
+    /// Its IP protocol.
+    pub(crate) protocol: u8,
+    pub(crate) v6: bool,
     /// Gone, as if the wire had lost it.
     pub(crate) lost: bool,
     /// Gone, and its connection with it.
@@ -70,37 +87,28 @@ pub(crate) struct Fate {
     pub(crate) twice: bool,
     /// A DNS query that is answered instead: its RCODE, plus one; 0 if it is not.
     pub(crate) answer: u8,
-    /// The rule that corrupts it, plus one; 0 if none does.
-    pub(crate) corrupted_by: u32,
     /// Its checksum is to be completed, so that it is seen to be wrong.
     pub(crate) completed: bool,
-    /// When it goes on, `CLOCK_MONOTONIC` nanoseconds; 0 for at once.
-    pub(crate) goes_at: u64,
-    /// The same of the second one.
-    pub(crate) second_goes_at: u64,
-    /// Where its transport header begins, 0 without one, and its IP protocol.
-    pub(crate) transport: u32,
-    pub(crate) protocol: u8,
-    pub(crate) v6: bool,
-    /// What is not done to it, a set of [`effect`] bits.
-    pub(crate) exempt: u32,
+    unused: [u8; 5],
 }
 
 impl Fate {
     /// As if the program were not there.
     pub(crate) const PASS: Self = Self {
+        goes_at: 0,
+        second_goes_at: 0,
+        background: 0,
+        corrupted_by: 0,
+        transport: 0,
+        exempt: 0,
+        protocol: 0,
+        v6: false,
         lost: false,
         reset: false,
         twice: false,
         answer: 0,
-        corrupted_by: 0,
         completed: false,
-        goes_at: 0,
-        second_goes_at: 0,
-        transport: 0,
-        protocol: 0,
-        v6: false,
-        exempt: 0,
+        unused: [0; 5],
     };
 }
 
@@ -116,6 +124,8 @@ pub(crate) trait Packet {
     fn pull(&self) -> bool;
     /// Length of the frame in bytes.
     fn length(&self) -> u64;
+    /// Reads bytes of the frame, wherever they lie; false if it ends before.
+    fn load(&self, offset: u32, to: &mut [u8]) -> bool;
     /// How many packets it is on the wire; never 0.
     fn segments(&self) -> u32;
     /// When it would go on, `CLOCK_MONOTONIC` nanoseconds.
@@ -126,6 +136,10 @@ pub(crate) trait Packet {
     fn cgroup(&self, headers: &Headers, setup: &Setup, hook: &mut HookState) -> u64;
     /// The rules that want the DNS query it is.
     fn question(&self, headers: &Headers) -> u64;
+    /// Whether it comes by itself, by [`background`] in a function that is global for the verifier.
+    fn background(&self, rule: u32) -> u32;
+    /// Asks the next rule, by [`ask_next`] in such a function; [`LAST`] after that one.
+    fn ask(&self, work: &mut Work) -> u32;
 }
 
 /// The directly readable part of a frame.
@@ -203,6 +217,7 @@ pub(crate) fn decide<P: Packet>(packet: &P, fate: &mut Fate) -> Option<()> {
         hook.unparsed += 1;
         return None;
     }
+    keep_clue(hook, &headers);
     fate.transport = headers.transport;
     fate.protocol = headers.protocol;
     fate.v6 = matches!(headers.network, Network::V6);
@@ -227,35 +242,113 @@ pub(crate) fn decide<P: Packet>(packet: &P, fate: &mut Fate) -> Option<()> {
         fate.exempt = packet.exempt(&headers);
     }
     if P::IS_BUFFER && setup.effects & !effect::ANY_LOSS != 0 {
-        let mut work = Work { packet, candidates, now, headers, segments, bytes, fate: *fate };
-        let rules = setup.direction[P::DIRECTION as usize];
-        if rules & rules.wrapping_sub(1) == 0 && setup.effects & !effect::PROFILE == 0 {
-            // The ways through the headers differ in what the verifier knows of these; of what it does not know there is
-            // one way on.
-            work.segments = unknown(&raw mut hook.scratch, u64::from(segments)) as u32;
-            work.bytes = unknown(&raw mut hook.scratch, bytes);
-            apply_one(&mut work);
-            *fate = work.fate;
-            return Some(());
+        if may_be_background(kept_clue(hook) as u8) {
+            fate.background = packet.background(ALL_RULES).into();
         }
-        let next = apply_next::<P> as unsafe extern "C" fn(u32, *mut Work<'_, P>) -> i64;
-        // SAFETY: the function takes what it is given, and that lives until the call is over.
-        unsafe { bpf_loop(u64::BITS, next as *mut c_void, (&raw mut work).cast(), 0) };
+        let mut work = Work { candidates, now, bytes, segments, headers, fate: *fate };
+        for _ in 0..u64::BITS {
+            if packet.ask(&mut work) == LAST {
+                break;
+            }
+        }
         *fate = work.fate;
-        return Some(());
-    }
-    for _ in 0..u64::BITS {
-        if candidates == 0 {
-            break;
-        }
-        let rule = candidates.trailing_zeros();
-        candidates &= candidates - 1;
-        apply::<P, false>(packet, rule, now, &headers, segments, bytes, fate)?;
-        if fate.lost {
-            break;
+    } else {
+        for _ in 0..u64::BITS {
+            if candidates == 0 {
+                break;
+            }
+            let rule = candidates.trailing_zeros();
+            candidates &= candidates - 1;
+            apply::<P, false>(packet, rule, now, &headers, segments, bytes, fate)?;
+            if fate.lost {
+                if may_be_background(kept_clue(hook) as u8) {
+                    packet.background(rule);
+                }
+                break;
+            }
         }
     }
     Some(())
+}
+
+/// Writes down by what it is known whether a packet comes by itself, before anything else is done with it. What is needed of
+/// the headers later, the verifier of Linux 6.1 keeps apart until then for each way through them, and it walks for each
+/// through all that lies between, the loop of [`spare`] too.
+#[inline(always)]
+fn keep_clue(hook: &mut HookState, headers: &Headers) {
+    let network = headers.network as u64;
+    hook.clue = u64::from(headers.transport) << TRANSPORT | network << NETWORK | u64::from(headers.protocol);
+}
+
+/// LLVM must not see that this is what was written.
+#[inline(always)]
+fn kept_clue(hook: &HookState) -> u64 {
+    // SAFETY: in the map, this CPU's slot.
+    unsafe { (&raw const hook.clue).read_volatile() }
+}
+
+/// What lies where in such a clue, above the protocol.
+const NETWORK: u32 = 8;
+const TRANSPORT: u32 = 32;
+
+/// For [`background`]: no rule alone has hit the packet.
+const ALL_RULES: u32 = u32::MAX;
+
+/// 1 for a packet that comes by itself, of those that could by their clue; it is counted for the rule that has lost it.
+#[inline(always)]
+pub(crate) fn background<P: Packet>(packet: &P, rule: u32) -> u32 {
+    let Some(hook) = FL_HOOKS.get(P::DIRECTION as u32) else { return 0 };
+    let clue = hook.clue;
+    let (v6, transport) = (clue >> NETWORK & 3 == Network::V6 as u64, (clue >> TRANSPORT) as usize);
+    if !is_background(&Loaded(packet), v6, clue as u8, transport, setup().ethernet != 0) {
+        return 0;
+    }
+    if let Some(state) = FL_STATE.get_ptr_mut(rule) {
+        // SAFETY: this CPU's slot, as in `apply`.
+        unsafe { (*state).background += 1 };
+    }
+    1
+}
+
+/// A frame that is read by the kernel's helpers: at an offset of which the verifier knows nothing.
+struct Loaded<'a, P>(&'a P);
+
+/// What is looked at so is no longer than an address.
+const LONGEST_VIEW: usize = 6;
+
+impl<P: Packet> packet::Frame for Loaded<'_, P> {
+    type View = Copied;
+
+    #[inline(always)]
+    fn view(&self, offset: usize, length: usize) -> Option<Copied> {
+        let mut copied = Copied([0; LONGEST_VIEW]);
+        self.0.load(offset as u32, copied.0.get_mut(..length)?).then_some(copied)
+    }
+}
+
+/// Bytes of a frame.
+struct Copied([u8; LONGEST_VIEW]);
+
+impl Copied {
+    #[inline(always)]
+    fn read<const LENGTH: usize>(&self, offset: usize) -> [u8; LENGTH] {
+        self.0.get(offset..offset + LENGTH).and_then(|bytes| bytes.try_into().ok()).unwrap_or([0; LENGTH])
+    }
+}
+
+impl View for Copied {
+    #[inline(always)]
+    fn u8(&self, offset: usize) -> u8 {
+        u8::from_ne_bytes(self.read(offset))
+    }
+    #[inline(always)]
+    fn u16(&self, offset: usize) -> u16 {
+        u16::from_ne_bytes(self.read(offset))
+    }
+    #[inline(always)]
+    fn u32(&self, offset: usize) -> u32 {
+        u32::from_ne_bytes(self.read(offset))
+    }
 }
 
 /// The rules that are left of these when those that keep others from acting have done so. Not inlined: what it keeps at
@@ -280,34 +373,44 @@ pub(crate) fn spare(candidates: u64, sparing: u64, segments: u32, bytes: u64) ->
     candidates & !spared & !sparing
 }
 
-/// A packet and the rules that are still to be asked.
-struct Work<'a, P> {
-    packet: &'a P,
+/// A packet and the rules that are still to be asked: numbers alone, whatever they are.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Work {
     candidates: u64,
     now: u64,
-    headers: Headers,
-    segments: u32,
     bytes: u64,
+    segments: u32,
+    headers: Headers,
     fate: Fate,
 }
 
-/// Asks the next rule, for `bpf_loop`: 1 if it was the last. With all that rules can do, the verifier would walk
-/// through a loop of our own for minutes (Linux 6.1); for rules that only lose packets such a loop is the cheaper one.
-unsafe extern "C" fn apply_next<P: Packet>(_: u32, work: *mut Work<'_, P>) -> i64 {
-    // SAFETY: as the caller of `bpf_loop` warrants.
-    let Work { packet, candidates, now, headers, segments, bytes, fate } = unsafe { &mut *work };
+const _: () = assert!(size_of::<Work>() == 3 * 8 + 4 + size_of::<Headers>() + size_of::<Fate>());
+const _: () = assert!(size_of::<Fate>() == 48);
+
+/// No rule is left to be asked.
+pub(crate) const LAST: u32 = 1;
+
+/// Asks the next rule; called by functions that are global for the verifier.
+///
+/// It walks through a global function once, knowing no more of the arguments than their types, and knows nothing of what it
+/// returns. Inlined into the loop this would be walked through for each way to each turn, which is minutes on Linux 6.1; as
+/// `bpf_loop`'s function it would be from 6.17 on, where states within a loop are the same only if all their numbers are
+/// (`is_state_visited`, `RANGE_WITHIN`).
+#[inline(always)]
+pub(crate) fn ask_next<P: Packet>(packet: &P, work: *mut Work) -> u32 {
+    if work.is_null() {
+        return LAST;
+    }
+    // SAFETY: it is the caller's, and nobody else's meanwhile.
+    let Work { candidates, now, bytes, segments, headers, fate } = unsafe { &mut *work };
+    if *candidates == 0 {
+        return LAST;
+    }
     let rule = candidates.trailing_zeros();
     *candidates &= *candidates - 1;
-    let applied = apply::<P, true>(*packet, rule, *now, headers, *segments, *bytes, fate);
-    i64::from(applied.is_none() || fate.lost || *candidates == 0)
-}
-
-/// Asks the only rule, which is a profile: without `bpf_loop`, which takes longer than the look-up.
-#[inline(never)]
-fn apply_one<P: Packet>(work: &mut Work<'_, P>) {
-    let Work { packet, candidates, now, headers, segments, bytes, fate } = work;
-    // Without an entry the packet is left alone.
-    let _ = apply::<P, true>(*packet, candidates.trailing_zeros(), *now, headers, *segments, *bytes, fate);
+    let applied = apply::<P, true>(packet, rule, *now, headers, *segments, *bytes, fate);
+    (applied.is_none() || fate.lost || *candidates == 0).into()
 }
 
 #[inline(always)]
@@ -362,7 +465,7 @@ fn apply<P: Packet, const ALL: bool>(
     if effects & effect::ANY_LOSS != 0 && is_lost::<P>(effects, rule, state, headers) {
         fate.lost = true;
         state.lost += 1;
-        state.fired.add(segments, bytes);
+        fired_on(state, segments, bytes, fate);
         return Some(());
     }
     if !ALL || !P::IS_BUFFER {
@@ -378,7 +481,7 @@ fn apply<P: Packet, const ALL: bool>(
         fate.lost = true;
         fate.answer = rule.answer as u8;
         fate.reset = effects & effect::RESET != 0;
-        state.fired.add(segments, bytes);
+        fired_on(state, segments, bytes, fate);
         return Some(());
     }
     let mut fired = false;
@@ -412,7 +515,7 @@ fn apply<P: Packet, const ALL: bool>(
             if at == 0 {
                 fate.lost = true;
                 state.overlimit += 1;
-                state.fired.add(segments, bytes);
+                fired_on(state, segments, bytes, fate);
                 return Some(());
             }
             fate.goes_at = at;
@@ -428,9 +531,16 @@ fn apply<P: Packet, const ALL: bool>(
         fired = true;
     }
     if fired {
-        state.fired.add(segments, bytes);
+        fired_on(state, segments, bytes, fate);
     }
     Some(())
+}
+
+/// Counts a packet that a rule acts on. Without a branch, and with nothing to remember: either is too much for the verifier.
+#[inline(always)]
+pub(crate) fn fired_on(state: &mut RuleState, segments: u32, bytes: u64, fate: &Fate) {
+    state.fired.add(segments, bytes);
+    state.background += fate.background;
 }
 
 #[inline(always)]

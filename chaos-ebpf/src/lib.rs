@@ -2,13 +2,15 @@
 //!
 //! Everything here is `no_std`, free of helpers and maps, and tested on the host: [`abi`] holds the shared
 //! types and names, [`packet`] finds the headers, [`question`] what a DNS query asks for,
-//! [`classify`](mod@classify) finds the rules that match, and [`decide`] says whether a rule fires. [`corruption`] and
+//! [`classify`](mod@classify) finds the rules that match, and [`decide`] says whether a rule fires;
+//! [`background`] knows the packets that come by themselves. [`corruption`] and
 //! [`tcp`] say what becomes of the packet's bytes. [`call`] has the same of faults in system calls, [`glob`] the names of
 //! their files, and [`time`] has the same of faults in clocks.
 
 #![cfg_attr(not(test), no_std)]
 
 pub mod abi;
+pub mod background;
 pub mod call;
 pub mod classify;
 pub mod corruption;

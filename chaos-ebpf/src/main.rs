@@ -22,8 +22,8 @@ mod reset;
 mod round;
 
 use aya_ebpf::{
-    bindings::{TC_ACT_UNSPEC, xdp_action},
-    helpers::generated::{bpf_ktime_get_ns, bpf_redirect},
+    bindings::{__sk_buff, TC_ACT_UNSPEC, xdp_action, xdp_md},
+    helpers::generated::{bpf_ktime_get_ns, bpf_redirect, bpf_skb_load_bytes, bpf_xdp_load_bytes},
     macros::{cgroup_sock, cgroup_sock_addr, classifier, xdp},
     programs::{SockAddrContext, SockContext, TcContext, XdpContext},
 };
@@ -32,7 +32,7 @@ use chaos_ebpf::{
     decide,
     packet::{Headers, Network, protocol},
 };
-use hook::{Fate, Frame, Packet};
+use hook::{Fate, Frame, LAST, Packet, Work};
 
 /// Ingress where the driver runs XDP itself; for rules that only lose packets.
 #[xdp]
@@ -158,6 +158,41 @@ fn classify<const SENT: bool>(context: TcContext) -> i32 {
     TC_ACT_UNSPEC
 }
 
+/// See [`hook::ask_next`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fl_ask_in(skb: *mut __sk_buff, work: *mut Work) -> u32 {
+    hook::ask_next(&Skb::<IN>(TcContext::new(skb)), work)
+}
+
+/// The same for packets that are sent.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fl_ask_out(skb: *mut __sk_buff, work: *mut Work) -> u32 {
+    hook::ask_next(&Skb::<OUT>(TcContext::new(skb)), work)
+}
+
+/// See [`hook::background`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fl_background_xdp(xdp: *mut xdp_md, rule: u32) -> u32 {
+    hook::background(&Received(XdpContext::new(xdp)), rule)
+}
+
+/// The same for what is received at tc.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fl_background_in(skb: *mut __sk_buff, rule: u32) -> u32 {
+    hook::background(&Skb::<IN>(TcContext::new(skb)), rule)
+}
+
+/// The same for what is sent.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fl_background_out(skb: *mut __sk_buff, rule: u32) -> u32 {
+    hook::background(&Skb::<OUT>(TcContext::new(skb)), rule)
+}
+
 /// Has the packet vanish, see [`classify`].
 #[inline(always)]
 fn gone() -> i32 {
@@ -195,6 +230,17 @@ impl Packet for Received {
     }
 
     #[inline(always)]
+    fn background(&self, rule: u32) -> u32 {
+        fl_background_xdp(self.0.ctx, rule)
+    }
+
+    /// What does more than lose packets is not at this hook.
+    #[inline(always)]
+    fn ask(&self, _work: &mut Work) -> u32 {
+        LAST
+    }
+
+    #[inline(always)]
     fn frame(&self) -> Frame {
         Frame { data: self.0.data(), end: self.0.data_end() }
     }
@@ -202,6 +248,12 @@ impl Packet for Received {
     #[inline(always)]
     fn pull(&self) -> bool {
         false
+    }
+
+    #[inline(always)]
+    fn load(&self, offset: u32, to: &mut [u8]) -> bool {
+        // SAFETY: the context the kernel called us with, and as many bytes as there is room for.
+        unsafe { bpf_xdp_load_bytes(self.0.ctx, offset, to.as_mut_ptr().cast(), to.len() as u32) == 0 }
     }
 
     #[inline(always)]
@@ -257,6 +309,16 @@ impl<const SENT: bool> Packet for Skb<SENT> {
     }
 
     #[inline(always)]
+    fn background(&self, rule: u32) -> u32 {
+        if SENT { fl_background_out(self.0.skb.skb, rule) } else { fl_background_in(self.0.skb.skb, rule) }
+    }
+
+    #[inline(always)]
+    fn ask(&self, work: &mut Work) -> u32 {
+        if SENT { fl_ask_out(self.0.skb.skb, work) } else { fl_ask_in(self.0.skb.skb, work) }
+    }
+
+    #[inline(always)]
     fn frame(&self) -> Frame {
         Frame { data: self.0.data(), end: self.0.data_end() }
     }
@@ -267,6 +329,14 @@ impl<const SENT: bool> Packet for Skb<SENT> {
         const HEADERS: u32 = 256;
         let length = self.0.len();
         self.0.pull_data(if length < HEADERS { length } else { HEADERS }).is_ok()
+    }
+
+    #[inline(always)]
+    fn load(&self, offset: u32, to: &mut [u8]) -> bool {
+        // SAFETY: as above.
+        unsafe {
+            bpf_skb_load_bytes(self.0.skb.skb.cast(), offset, to.as_mut_ptr().cast(), to.len() as u32) == 0
+        }
     }
 
     #[inline(always)]

@@ -110,6 +110,8 @@ pub struct Truncated;
 pub mod ethertype {
     /// IPv4.
     pub const IPV4: u16 = 0x0800;
+    /// ARP.
+    pub const ARP: u16 = 0x0806;
     /// IPv6.
     pub const IPV6: u16 = 0x86dd;
     /// 802.1Q.
@@ -122,6 +124,8 @@ pub mod ethertype {
 pub mod protocol {
     /// ICMP for IPv4.
     pub const ICMP: u8 = 1;
+    /// IGMP.
+    pub const IGMP: u8 = 2;
     /// TCP.
     pub const TCP: u8 = 6;
     /// UDP.
@@ -141,8 +145,8 @@ pub mod protocol {
     pub(super) const DESTINATION: u8 = 60;
 }
 
-const ETHERNET: usize = 14;
-const VLAN_TAGS: usize = 2;
+pub(crate) const ETHERNET: usize = 14;
+pub(crate) const VLAN_TAGS: usize = 2;
 const EXTENSION_HEADERS: usize = 6;
 
 /// Finds the headers of a frame that begins with an Ethernet header, or with IP.
@@ -287,7 +291,7 @@ pub(crate) mod tests {
         }
     }
 
-    fn ethernet(tags: &[u16], ethertype: u16) -> Vec<u8> {
+    pub(crate) fn ethernet(tags: &[u16], ethertype: u16) -> Vec<u8> {
         let mut frame = vec![0; 12];
         for tag in tags {
             frame.extend(tag.to_be_bytes());
@@ -297,7 +301,7 @@ pub(crate) mod tests {
         frame
     }
 
-    fn ipv4(options: usize, fragment: u16, protocol: u8) -> Vec<u8> {
+    pub(crate) fn ipv4(options: usize, fragment: u16, protocol: u8) -> Vec<u8> {
         let mut header = vec![0; 20 + options * 4];
         header[0] = 0x45 + options as u8;
         header[6..8].copy_from_slice(&fragment.to_be_bytes());
@@ -306,7 +310,7 @@ pub(crate) mod tests {
         header
     }
 
-    fn ipv6(next: u8) -> Vec<u8> {
+    pub(crate) fn ipv6(next: u8) -> Vec<u8> {
         let mut header = vec![0; 40];
         header[0] = 0x60;
         header[6] = next;

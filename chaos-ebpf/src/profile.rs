@@ -9,7 +9,7 @@ use chaos_ebpf::{
 };
 
 use crate::{
-    hook::{Fate, Packet, forget, wait},
+    hook::{Fate, Packet, fired_on, forget, wait},
     maps::{FL_OTHERS, FL_PEERS4_IN, FL_PEERS4_OUT, FL_PEERS6_IN, FL_PEERS6_OUT},
 };
 
@@ -33,7 +33,7 @@ pub(crate) fn apply<P: Packet>(
     if loss != 0 && decide::fires(loss, decide::random(&mut state.random)) {
         fate.lost = true;
         state.lost += 1;
-        state.fired.add(segments, bytes);
+        fired_on(state, segments, bytes, fate);
         return Some(());
     }
     if delay == 0 && byte_time == 0 {
@@ -46,7 +46,7 @@ pub(crate) fn apply<P: Packet>(
     // SAFETY: as above.
     let wire = unsafe { &raw mut (*peer).wire };
     let at = wait(P::DIRECTION, effects, &delay, &rate, state, wire, start, bytes, segments);
-    state.fired.add(segments, bytes);
+    fired_on(state, segments, bytes, fate);
     if at == 0 {
         fate.lost = true;
         state.overlimit += 1;

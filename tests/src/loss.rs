@@ -3,6 +3,7 @@
 //! Seeds are fixed, and where packets are sent from one CPU their fates are a function of seed, rule and CPU:
 //! those tests pass always or never on a given CPU, and counts are compared with what `stats::acceptance` allows on any.
 
+mod background;
 mod conversation;
 mod features;
 mod frame;
@@ -53,6 +54,8 @@ pub(crate) const TESTS: &[Test] = &[
     needing_bpf("loss::tcp_feels_a_lossy_wire", tcp::like_a_wire).timeout(60).slow(),
     needing_bpf("loss::udp_sender_is_told_nothing", tcp::udp_is_told_nothing),
     needing_bpf("loss::super_packets_are_told", tcp::super_packets).slow().waits(),
+    needing_xdp("loss::background_of_each_kind", background::of_each_kind).waits(),
+    needing_xdp("loss::background_alone_is_told", background::alone_is_told).timeout(90).waits(),
     needing_bpf("load::each_feature_and_all", features::alone).timeout(120).waits(),
     needing_bpf("load::pairs_of_features", features::pairs).timeout(120).waits(),
     needing_bpf("load::some_shapes", load::some_shapes).timeout(60).waits(),

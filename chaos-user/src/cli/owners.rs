@@ -45,6 +45,7 @@ fn object(fault: &Live) -> serde_json::Value {
                 "seen": counters.map(|counters| counted(rule.direction, counters.seen[rule.direction as usize])),
                 "matched": counters.map(|counters| counted(rule.direction, counters.rules[number].matched)),
                 "fired": counters.map(|counters| counted(rule.direction, counters.rules[number].fired)),
+                "fired_background": counters.map(|counters| counters.rules[number].background),
             })
         })
         .collect();

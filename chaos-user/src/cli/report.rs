@@ -27,7 +27,8 @@ use crate::{
         signals::{News, Signals},
     },
     session::{
-        Armed, Ended, Ending, Facts, HookRecord, Observer, Prepared, RuleReport, RunReport, SessionError,
+        Armed, BACKGROUND, Ended, Ending, Facts, HookRecord, Observer, Prepared, RuleReport, RunReport,
+        SessionError,
     },
 };
 
@@ -259,6 +260,10 @@ fn summary_text(out: &mut String, report: &RunReport) -> fmt::Result {
             writeln!(out, "rule {}: {}", rule.rule, did.join(", "))?;
         }
     }
+    for rule in rules.iter().filter(|rule| rule.fired_background > 0) {
+        let RuleReport { rule, fired, fired_background, .. } = rule;
+        writeln!(out, "rule {rule}: {fired_background} of {} it hit: {BACKGROUND}", fired.packets)?;
+    }
     for rule in rules.iter().filter(|rule| of_bytes(rule)) {
         let bytes = rule.matched.bytes;
         writeln!(out, "rule {}: FIRED is all that was limited, held up or not: {bytes} bytes", rule.rule)?;
@@ -358,6 +363,7 @@ fn facts(rule: &RuleReport) -> Value {
         && let Value::Object(facts) = &mut facts
     {
         facts.remove("effects");
+        facts.remove("fired_background");
         if of_bytes(rule) {
             facts.insert("bytes".into(), rule.matched.bytes.into());
         }

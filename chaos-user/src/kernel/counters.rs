@@ -17,6 +17,8 @@ pub struct RuleCount {
     pub matched: Count,
     /// Packets it acted on.
     pub fired: Count,
+    /// Packets among these that hosts and switches send of their own accord.
+    pub background: u64,
     /// What it did to these.
     pub effects: Effects,
 }
@@ -79,6 +81,7 @@ impl Counters {
             for cpu in per_cpu(state, rule, map::STATE)? {
                 add(&mut sum.matched, cpu.matched);
                 add(&mut sum.fired, cpu.fired);
+                sum.background += cpu.background;
                 sum.effects.add(&cpu);
             }
             counters.rules.push(sum);

@@ -135,6 +135,7 @@ impl Run for CallRun {
             matched: count.matched,
             eligible: eligible(&rule.window, count.matched.packets),
             fired: count.fired,
+            fired_background: 0,
             effects: count.effects,
             spares: false,
         });

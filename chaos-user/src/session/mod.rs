@@ -43,7 +43,7 @@ pub use preview::{Preview, PreviewError};
 pub use process::Process;
 pub use profile::{ApplyError, Target as ProfileRun};
 pub use record::{Kept, Record, Records};
-pub use report::{RuleReport, RunReport};
+pub use report::{BACKGROUND, RuleReport, RunReport};
 pub use skew::{SkewPlan, SkewPreview};
 pub use slow::{SlowPlan, SlowPreview, SlowRule};
 pub use sweep::{Left, SweepError, Swept, stop, sweep};

@@ -372,6 +372,7 @@ impl Run for SkewRun {
             matched: rule.matched,
             eligible: rule.matched.packets,
             fired: rule.fired,
+            fired_background: 0,
             effects: rule.effects,
             spares: false,
         }];

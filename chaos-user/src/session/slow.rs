@@ -222,6 +222,7 @@ impl Run for SlowRun {
             matched: count.matched,
             eligible: 0,
             fired: count.fired,
+            fired_background: 0,
             effects: Effects::default(),
             spares: false,
         });

@@ -48,6 +48,9 @@ pub struct RuleCounters {
     pub matched: Counted,
     /// Packets it acted on.
     pub fired: Counted,
+    /// Packets among these that hosts and switches send of their own accord; of packets alone.
+    #[serde(default)]
+    pub fired_background: u64,
     /// The chance asked for; in the summary.
     pub asked: Option<f64>,
     /// The rate seen; in the summary, if there was any packet.
