@@ -18,6 +18,7 @@ use crate::{
     ensure,
     error::{Context, Failure, Result},
     harness::{Need, Test},
+    verified::Verified,
 };
 
 /// The tests of this file.
@@ -57,6 +58,15 @@ fn shape(action: &Action, calls: &Calls, all: bool) -> Vec<CallRule> {
 
 /// With all in it that can be asked for, and with as little as can be.
 fn each_program() -> Result {
+    verified()?.hold()
+}
+
+/// What of them was looked at.
+///
+/// # Errors
+///
+/// What does not load.
+pub(crate) fn verified() -> Result<Verified> {
     // One for each program, for which the verifier takes seconds in a guest if it has everything in it.
     let some =
         [Op::Read, Op::Create, Op::Rename, Op::Link, Op::Stat, Op::Readlink, Op::Exec, Op::Fsync, Op::Bind];
@@ -66,12 +76,12 @@ fn each_program() -> Result {
 /// With as little as can be, everywhere that a program can be attached for an operation.
 fn every_operation() -> Result {
     let all = [&Op::OF_FILES[..], &Op::OF_SOCKETS, &Op::OF_MEMORY, &[Op::Fd, Op::Fork]].concat();
-    load_all(&all, None, &[false])
+    load_all(&all, None, &[false])?.hold()
 }
 
 /// Loads and attaches what fails, delays and corrupts these, by each mechanism there is: with all that can be asked for, or
 /// with as little as can be.
-fn load_all(ops: &[Op], named: Option<&str>, shapes: &[bool]) -> Result {
+fn load_all(ops: &[Op], named: Option<&str>, shapes: &[bool]) -> Result<Verified> {
     let named = named.map(parse_calls).transpose().map_err(|error| Failure::new(error.to_string()))?;
     let named = named.unwrap_or_default();
     let kernel = probe::run();
@@ -85,7 +95,7 @@ fn load_all(ops: &[Op], named: Option<&str>, shapes: &[bool]) -> Result {
         (Effect::Wait, delay),
         (Effect::Spoil, corrupt),
     ];
-    let mut tried = 0;
+    let mut verified = Verified::default();
     for (effect, action) in actions {
         for mechanism in hook::mechanisms(effect).filter(|it| kernel.has(*it)) {
             if effect == Effect::Spoil && !kernel.has(Mechanism::ProbeWriteUser) {
@@ -114,14 +124,14 @@ fn load_all(ops: &[Op], named: Option<&str>, shapes: &[bool]) -> Result {
                     let loaded = CallPrograms::new(&rules, &tables, Some(mechanism), Exempt::default());
                     let programs = loaded
                         .map_err(|error| Failure::new(format!("{mechanism}, {}: {error}", rules[0].label)))?;
-                    tried += programs.attached().len();
+                    for attached in programs.attached() {
+                        verified.take(attached.program, &(mechanism, &rules[0].label))?;
+                    }
                 }
             }
         }
     }
-    println!("{tried} programs");
-    ensure!(tried > 0, "nothing was tried");
-    Ok(())
+    Ok(verified)
 }
 
 /// What the kernel knows files by tells them apart, and is the same however they are reached.

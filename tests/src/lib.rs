@@ -14,6 +14,7 @@ pub mod lab;
 pub mod soak;
 pub mod stats;
 pub mod traffic;
+pub mod verified;
 
 mod aim;
 mod by_process;

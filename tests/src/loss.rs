@@ -17,6 +17,7 @@ mod shapes;
 mod tcp;
 mod window;
 
+pub(crate) use features::verified;
 use std::time::Duration;
 
 use chaos_user::spec::{Chance, Impairments, Loss, Percent};

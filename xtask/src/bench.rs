@@ -1,12 +1,15 @@
-//! Measures what a decision costs: of packets by running the programs here, of system calls by making them in guests; and
-//! what a clock costs that is skewed, here.
+//! Measures what a decision costs: of packets by running the programs here, of system calls by making them in guests; what a
+//! clock costs that is skewed, here; and how far the verifier walks, on every kernel.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::{
-    cargo::{as_root, build, build_dynamic, run as run_command},
+    cargo::{as_root, build, build_dynamic, run as run_command, shown},
     guests::Guests,
     setup,
 };
@@ -26,6 +29,8 @@ pub(crate) enum Part {
     Calls,
     /// What clocks cost, on this machine's kernel, and where system calls are rewritten in guests.
     Time,
+    /// How many instructions the verifier looks at for each program, on this machine's kernel and in all guests.
+    Verifier,
 }
 
 /// `cargo xtask bench`.
@@ -52,6 +57,38 @@ pub(crate) fn run(part: Option<Part>) -> Result<()> {
     }
     if wanted(Part::Calls) {
         in_guests("system calls", &["faultline", "fl-calls-bench"], "fl-calls-bench")?;
+    }
+    if wanted(Part::Verifier) {
+        verifier()?;
+    }
+    Ok(())
+}
+
+/// Half of what the verifier allows is the most that `load::` lets a program have.
+fn verifier() -> Result<()> {
+    setup::guest_tools()?;
+    let folder = build(&["fl-bench"])?;
+    let mut command = as_root(&folder.join("fl-bench"));
+    let output = command.arg("--verified").output().with_context(|| shown(&command))?;
+    let failure = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    ensure!(output.status.success(), "`{}`: {failure}", shown(&command));
+    let mut said = vec![("host".to_owned(), String::from_utf8_lossy(&output.stdout).into_owned())];
+    said.extend(Guests::with(&[], &["fl-bench"])?.say("fl-bench --verified")?);
+    let columns: Vec<(&str, BTreeMap<&str, &str>)> = said
+        .iter()
+        .map(|(kernel, lines)| {
+            (kernel.as_str(), lines.lines().filter_map(|line| line.split_once(' ')).collect())
+        })
+        .collect();
+    let programs: BTreeSet<&str> = columns.iter().flat_map(|(_, found)| found.keys().copied()).collect();
+    println!("\ninstructions that the verifier looked at, the most of all runs that load:: tries");
+    let row = |first: &str, cells: Vec<&str>| {
+        let cells: String = cells.iter().map(|cell| format!("  {cell:>20}")).collect();
+        println!("{first:<16}{cells}");
+    };
+    row("PROGRAM", columns.iter().map(|(kernel, _)| *kernel).collect());
+    for program in programs {
+        row(program, columns.iter().map(|(_, found)| found.get(program).copied().unwrap_or("-")).collect());
     }
     Ok(())
 }

@@ -79,6 +79,8 @@ pub struct ProgramInfo {
     pub run_time_ns: u64,
     /// How often it ran meanwhile.
     pub run_count: u64,
+    /// How many instructions the verifier looked at, of a million at most.
+    pub verified_instructions: u32,
 }
 
 /// A program given as instructions, for [`load`].
@@ -369,6 +371,7 @@ pub fn program_info(program: BorrowedFd<'_>) -> Result<ProgramInfo> {
         name: name(&info.name),
         run_time_ns: info.run_time_ns,
         run_count: info.run_cnt,
+        verified_instructions: info.verified_insns,
     })
 }
 

@@ -1,14 +1,17 @@
 //! Every branch that a run's faults and selectors put into the programs is one the verifier takes: each alone, every two
 //! together and apart, and all at once.
 
-use chaos_ebpf::abi::{Direction, Window, effect, program};
+use chaos_ebpf::abi::{Direction, Window, effect, program, protect};
 use chaos_user::{
     fault::{CgroupId, Match, Rule, Tables},
     kernel::programs::{Environment, Programs},
     spec::{Impairments, Question},
 };
 
-use crate::error::{Context, Failure, Result};
+use crate::{
+    error::{Context, Failure, Result},
+    verified::Verified,
+};
 
 /// What can be asked for of one rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,12 +24,16 @@ enum Feature {
     Ports,
     Addresses,
     Ethernet,
+    Spares,
+    Protects,
 }
 
-use Feature::{Addresses, Cgroups, Effects, Ethernet, Ports, Processes, Protocols, Questions};
+use Feature::{
+    Addresses, Cgroups, Effects, Ethernet, Ports, Processes, Protects, Protocols, Questions, Spares,
+};
 
 /// All of them; what goes together only, such as an answer and the reset of who asks by TCP, is one.
-const FEATURES: [Feature; 21] = [
+const FEATURES: [Feature; 23] = [
     Effects(effect::LOSS),
     Effects(effect::BURSTS),
     Effects(effect::LOSS | effect::PER_FLOW),
@@ -48,10 +55,21 @@ const FEATURES: [Feature; 21] = [
     Ports,
     Addresses,
     Ethernet,
+    Spares,
+    Protects,
 ];
 
 /// Each alone, and all. What differs between the directions is loaded with all, and with pairs.
 pub(super) fn alone() -> Result {
+    verified()?.hold()
+}
+
+/// What of them was looked at.
+///
+/// # Errors
+///
+/// What does not load.
+pub(crate) fn verified() -> Result<Verified> {
     let each = FEATURES.iter().map(|feature| (vec![*feature], Which::Sent));
     try_all(each.chain([(FEATURES.to_vec(), Which::All)]))
 }
@@ -63,7 +81,7 @@ pub(super) fn pairs() -> Result {
     let halves =
         halves(FEATURES.len()).into_iter().flatten().zip([Which::Sent, Which::Received].into_iter().cycle());
     let halves = halves.map(|(half, which)| (half.into_iter().map(|place| FEATURES[place]).collect(), which));
-    try_all(all.into_iter().chain(halves))
+    try_all(all.into_iter().chain(halves))?.hold()
 }
 
 /// So many things by halves, of which one has one of any two things and the other has the other: those whose numbers have a
@@ -83,22 +101,21 @@ enum Which {
     Received,
     /// All of these.
     BothWays,
-    /// The same, and those of a detour, of a profile's changes and of new sockets, which hardly depend on the features.
+    /// The same, and those of a detour, of a profile's changes, of new sockets and of connections, which hardly depend on the features.
     All,
 }
 
-fn try_all(sets: impl Iterator<Item = (Vec<Feature>, Which)>) -> Result {
-    let mut tried = 0;
+fn try_all(sets: impl Iterator<Item = (Vec<Feature>, Which)>) -> Result<Verified> {
+    let mut verified = Verified::default();
     for (features, which) in sets {
-        tried +=
-            load(&features, which).map_err(|failure| Failure::new(format!("{features:?}: {failure}")))?;
+        load(&features, which, &mut verified)
+            .map_err(|failure| Failure::new(format!("{features:?}: {failure}")))?;
     }
-    println!("{tried} programs");
-    Ok(())
+    Ok(verified)
 }
 
-/// Loads programs of a run with these; how many.
-fn load(features: &[Feature], which: Which) -> Result<usize> {
+/// Loads programs of a run with these.
+fn load(features: &[Feature], which: Which, verified: &mut Verified) -> Result {
     let has = |feature| features.contains(&feature);
     let matches = matches(features)?;
     let rule = |direction| Rule {
@@ -112,37 +129,39 @@ fn load(features: &[Feature], which: Which) -> Result<usize> {
     };
     let mut tables = Tables::new(&[rule(Direction::In), rule(Direction::Out)], 1);
     for feature in features {
-        if let Effects(effects) = feature {
-            tables.setup.effects |= effects;
+        match feature {
+            Effects(effects) => tables.setup.effects |= effects,
+            // The first rule, for the others.
+            Spares => tables.setup.sparing |= 1,
+            _ => {}
         }
     }
     let effects = tables.setup.effects;
     // Numbers that stand for interfaces; nothing is sent.
+    let protect = if has(Protects) { protect::METADATA | protect::LOOPBACK | protect::SESSION } else { 0 };
     let environment =
-        Environment { ethernet: has(Ethernet), near: [1, 1], far: [1, 1], ..Environment::default() };
+        Environment { ethernet: has(Ethernet), near: [1, 1], far: [1, 1], protect, ..Environment::default() };
     let mut programs = Programs::load(&tables, 1, environment)?;
-    let mut loaded = 0;
     for (direction, other) in [(Direction::Out, Which::Received), (Direction::In, Which::Sent)] {
         if which != other {
-            programs.tc(direction)?;
-            loaded += 1;
+            verified.take_fd(programs.tc(direction)?, &features)?;
         }
     }
     // Who is not seen before the socket is, or does more than lose, is not at this hook.
     if effects & !effect::ANY_LOSS == 0 && matches.is_of_everybody() {
-        programs.xdp()?;
-        loaded += 1;
+        verified.take_fd(programs.xdp()?, &features)?;
     }
     if which == Which::All {
         let detour = [program::BOUNCE, program::BACK].concat();
         for name in detour.into_iter().chain([program::QUEUE, program::FIGURES]) {
-            programs.classifier(name)?;
-            loaded += 1;
+            verified.take_fd(programs.classifier(name)?, &features)?;
         }
-        programs.socket()?;
-        loaded += 1;
+        verified.take_fd(programs.socket()?, &features)?;
+        for name in program::CONNECT {
+            verified.take_fd(programs.connect(name)?, &features)?;
+        }
     }
-    Ok(loaded)
+    Ok(())
 }
 
 fn matches(features: &[Feature]) -> Result<Match> {
@@ -167,7 +186,7 @@ fn matches(features: &[Feature]) -> Result<Match> {
                     all.iter().map(|text| text.parse().context(text)).collect::<Result<Vec<_>>>()?;
                 matches.local = matches.remote.clone();
             }
-            Effects(_) | Ethernet => {}
+            Effects(_) | Ethernet | Spares | Protects => {}
         }
     }
     Ok(matches)

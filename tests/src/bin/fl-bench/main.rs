@@ -22,6 +22,8 @@ use chaos_user::{
     },
     spec::Impairments,
 };
+use clap::Parser;
+use faultline_tests::verified;
 use ipnet::{IpNet, Ipv4Net};
 
 /// Runs of each program: so many measurements of so many runs each. The fastest counts, because whatever else the
@@ -89,7 +91,25 @@ impl Peers {
     }
 }
 
+#[derive(Debug, clap::Parser)]
+#[command(name = "fl-bench")]
+struct Cli {
+    /// How many instructions the verifier looks at for each program instead
+    #[arg(long)]
+    verified: bool,
+}
+
 fn main() -> Result<()> {
+    if Cli::parse().verified {
+        for (name, most) in verified::all()?.most() {
+            println!("{name} {most}");
+        }
+        return Ok(());
+    }
+    costs()
+}
+
+fn costs() -> Result<()> {
     println!("BPF_PROG_TEST_RUN, {RUNS} repeats, the fastest of {MEASUREMENTS} parts, nanoseconds a run");
     println!("{:<70} {:>5} {:>5} {:>6}", "PROGRAM", "BARE", "OURS", "ABOVE");
     let mut bare = Bare::load(Peers::None, 1)?;
