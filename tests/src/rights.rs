@@ -4,6 +4,7 @@
 mod capabilities;
 mod confined;
 mod everybody;
+mod kernel;
 mod namespaces;
 mod run;
 
@@ -27,7 +28,8 @@ const FAMILIES: &[Need] = &[
 ];
 
 /// The tests of these files.
-pub(crate) const TESTS: &[&[Test]] = &[capabilities::TESTS, everybody::TESTS, namespaces::TESTS, run::TESTS];
+pub(crate) const TESTS: &[&[Test]] =
+    &[capabilities::TESTS, everybody::TESTS, kernel::TESTS, namespaces::TESTS, run::TESTS];
 
 /// Runs what is written here, words parted by single spaces.
 fn run_line(line: &str, prepare: impl FnOnce(&mut Command)) -> Result<Exit> {

@@ -22,7 +22,11 @@ use std::{ffi::OsString, process::ExitCode};
 
 use clap::Parser;
 
-use crate::{kernel::probe, spec::Family};
+use crate::{
+    host::{HostError, release},
+    kernel::probe,
+    spec::Family,
+};
 use args::{Cli, Command};
 pub use error::CliError;
 pub use out::OutputError;
@@ -82,6 +86,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> Result<Code, CliError> 
     let (first, words, further) = args::split(arguments);
     let cli = Cli::try_parse_from(first)?;
     let further = args::parse_further(further, &cli)?;
+    release::require(release::running()?).map_err(HostError::from)?;
     match cli.command {
         Command::Net { fault, run } => net::run(fault.spec(words)?, further, &run),
         Command::Io { command: FileCommand::Calls(command) } => calls::run(command.typed()?),

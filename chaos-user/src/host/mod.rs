@@ -1,9 +1,11 @@
 //! What this machine is, and what this process may do on it.
 
 pub mod namespaces;
+pub mod release;
 pub mod rights;
 pub mod run;
 
+pub use release::TooOld;
 pub use rights::{Capability, RightsError, Use};
 pub use run::RunError;
 
@@ -16,6 +18,9 @@ pub enum HostError {
     /// A journal that lasts.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// A newer kernel.
+    #[error(transparent)]
+    TooOld(#[from] TooOld),
 }
 
 /// What a run takes of its host.
