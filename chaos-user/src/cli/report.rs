@@ -277,10 +277,10 @@ fn summary_text(out: &mut String, report: &RunReport) -> fmt::Result {
         };
         writeln!(out, "{spared} {what}")?;
     }
-    if *queue_lost > 0 {
+    if let Some(lost @ 1..) = queue_lost {
         writeln!(
             out,
-            "{queue_lost} packets were lost because no more could wait (--limit), the CPU was not done with those before \
+            "{lost} packets were lost because no more could wait (--limit), the CPU was not done with those before \
              (net.core.netdev_max_backlog), or the fault ended"
         )?;
     }

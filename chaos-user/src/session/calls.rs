@@ -142,9 +142,9 @@ impl Run for CallRun {
         RunReport { rules: rules.collect(), spared: counters.spared, ..RunReport::default() }
     }
 
-    fn detach(&mut self) -> u64 {
+    fn detach(&mut self) -> kernel::Result<u64> {
         self.programs.detach();
-        0
+        Ok(0)
     }
 }
 

@@ -2,7 +2,7 @@
 //! happens, and sweeps what is left of its run.
 
 use std::{
-    io::{self, Read},
+    io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
     process::{Child, Command, Stdio},
     sync::mpsc,
@@ -91,7 +91,7 @@ pub fn guard(id: &str) -> Result<(), SweepError> {
     const PAUSE: Duration = Duration::from_millis(1);
     hold::first();
     // Whatever it says, it ends with the owner.
-    let _ = io::stdin().read_to_end(&mut Vec::new());
+    let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
     let own = || match Folder::open()? {
         Some(folder) => Ok(Record::read(&folder, id)?),
         None => Ok::<_, SweepError>(None),

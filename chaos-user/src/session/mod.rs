@@ -245,7 +245,11 @@ trait Run: fmt::Debug {
     fn report(&self, counters: &Counters) -> RunReport;
 
     /// Detaches everything, and says how many packets did not come out of its queues.
-    fn detach(&mut self) -> u64;
+    ///
+    /// # Errors
+    ///
+    /// If that cannot be read. Everything is detached all the same.
+    fn detach(&mut self) -> kernel::Result<u64>;
 }
 
 /// What is said of a run.
@@ -419,16 +423,25 @@ impl Prepared {
     pub fn end(self) -> Ended {
         let Self { facts: _, mut run, journal } = self;
         let hooks = run.hooks();
-        let queue_lost = run.detach();
+        let queues = run.detach();
         let taken_back = journal.take_back();
         let counters = run.counters();
-        let report = counters.as_ref().map_or_else(|_| RunReport::default(), |counters| run.report(counters));
+        let mut report =
+            counters.as_ref().map_or_else(|_| RunReport::default(), |counters| run.report(counters));
+        match queues {
+            Ok(lost) => report.queue_lost = Some(lost),
+            Err(error) => {
+                report
+                    .remarks
+                    .push(format!("how many packets were lost while they waited is not known: {error}"));
+            }
+        }
         drop(run);
         let undone = taken_back.and_then(|_held| {
             verify::gone(&hooks, journal.changes())?;
             journal.end().map_err(Dirty::journal)
         });
-        Ended { report: RunReport { queue_lost, ..report }, uncounted: counters.err(), dirty: undone.err() }
+        Ended { report, uncounted: counters.err(), dirty: undone.err() }
     }
 }
 

@@ -338,13 +338,12 @@ impl Run for NetRun {
     }
 
     /// What waits still comes, by the way back and past the programs, which are disarmed.
-    fn detach(&mut self) -> u64 {
+    fn detach(&mut self) -> kernel::Result<u64> {
         let queues: kernel::Result<Vec<_>> = self.detours.iter().map(|detour| detour.drain(DRAIN)).collect();
         self.silent = None;
         self.attachments.clear();
         self.detours.clear();
-        // Of an interface that is gone the detours are as well, if its network namespace is.
-        queues.unwrap_or_default().iter().map(|queue| queue.lost + u64::from(queue.waiting)).sum()
+        Ok(queues?.iter().map(|queue| queue.lost + u64::from(queue.waiting)).sum())
     }
 }
 

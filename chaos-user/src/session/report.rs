@@ -49,8 +49,9 @@ pub struct RunReport {
     pub rules: Vec<RuleReport>,
     /// Packets that rules would have hit, and that are protected.
     pub spared: u64,
-    /// Packets that could not wait, found no room on the way back, or still waited when it ended.
-    pub queue_lost: u64,
+    /// Packets that could not wait, found no room on the way back, or still waited when it ended; nothing if that could not be
+    /// read.
+    pub queue_lost: Option<u64>,
     /// What else was not as one would expect, a sentence each.
     pub remarks: Vec<String>,
 }

@@ -1,8 +1,10 @@
 //! A run that has clocks be wrong.
 
+mod preview;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, io,
+    io,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -18,12 +20,10 @@ use super::{
     clocks::{Clocks, Hands},
     guard::Guard,
     journal::{Journal, random},
-    preview::{ASKED, PreviewTarget, unsure},
     slow::unwritten,
 };
 use crate::{
     fault::{CallTables, line::Lines},
-    host::{Demands, HostError, Use, rights},
     kernel::{
         self,
         calls::Exempt,
@@ -33,13 +33,15 @@ use crate::{
         hold::{self, Crew},
         mechanism::Mechanism,
         memory::{ClockError, VdsoChange},
-        probe::{self, Outlook, State},
+        probe,
         time::{Holding, Rewrite, TimePrograms},
         vdso::{Image, Kind, Patch},
     },
     spec::SkewSpec,
-    target::{self, Target},
+    target::Target,
 };
+
+pub use preview::SkewPreview;
 
 /// What is going to be done; nothing in it needs to be looked up or checked again.
 #[derive(Clone, Debug)]
@@ -379,10 +381,10 @@ impl Run for SkewRun {
         RunReport { rules, remarks: self.remarks(), ..RunReport::default() }
     }
 
-    fn detach(&mut self) -> u64 {
+    fn detach(&mut self) -> kernel::Result<u64> {
         self.hands = None;
         self.programs.detach();
-        0
+        Ok(0)
     }
 }
 
@@ -430,86 +432,5 @@ impl SkewRun {
             remarks.push(format!("what reads clocks by raw system calls was told the right time: {why}"));
         }
         remarks
-    }
-}
-
-/// What would be done.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct SkewPreview {
-    /// The fault.
-    pub rules: Vec<String>,
-    /// The functions of the vDSO that would be changed.
-    pub functions: Vec<&'static str>,
-    /// By what raw system calls would be told a wrong time, if by anything.
-    pub raw: Option<Mechanism>,
-    /// Of what that takes only a try would tell whether the kernel has it.
-    pub unknown: Vec<Mechanism>,
-    /// Whose clocks.
-    pub targets: Vec<PreviewTarget>,
-    /// What is written down before it is changed.
-    pub journalled: Vec<String>,
-}
-
-impl SkewPlan {
-    /// Refuses what would only half work here.
-    ///
-    /// # Errors
-    ///
-    /// [`HostError`].
-    pub fn check(&self) -> Result<(), HostError> {
-        Demands { uses: vec![Use::Programs, Use::Clocks], changes: true }.check()?;
-        for target in &self.targets {
-            // Whether there still is one is asked elsewhere.
-            target.processes().unwrap_or_default().into_iter().try_for_each(rights::may_have_memory)?;
-        }
-        Ok(())
-    }
-
-    /// Looks, and touches nothing.
-    ///
-    /// # Errors
-    ///
-    /// [`SessionError`]: clocks cannot be wrong here.
-    pub fn preview(&self) -> Result<SkewPreview, SessionError> {
-        let kernel = Outlook::default();
-        let kind = if self.spec.by == Some(Mechanism::Fexit) { Kind::Call } else { Kind::Skew };
-        let patch = Image::own()?.patch(kind, 0)?;
-        let needed = [Mechanism::Fexit, Mechanism::ProbeWriteUser];
-        let can_write = !needed.iter().any(|it| kernel.lacks(*it));
-        let raw = Some(Mechanism::Fexit).filter(|_| can_write && self.spec.by != Some(Mechanism::VdsoPatch));
-        let is_unknown = |it: &Mechanism| raw.is_some() && kernel.state(*it) == State::Unknown;
-        let unknown = needed.into_iter().filter(is_unknown).collect();
-        let mut targets = Vec::new();
-        for target in &self.targets {
-            let processes = target::names(&target.processes()?);
-            targets.push(PreviewTarget { target: target.to_string(), processes });
-        }
-        let bytes: usize = patch.entries().iter().map(|entry| entry.bytes.len()).sum();
-        let change =
-            format!("{bytes} bytes of each process's vDSO changed, {} added", patch.body().bytes.len());
-        Ok(SkewPreview {
-            rules: vec![self.spec.to_string()],
-            functions: patch.functions().collect(),
-            raw,
-            unknown,
-            targets,
-            journalled: vec![change],
-        })
-    }
-}
-
-impl fmt::Display for SkewPreview {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { rules, functions, raw, unknown, targets, journalled } = self;
-        writeln!(f, "plan, nothing is touched: {PLACE}")?;
-        rules.iter().enumerate().try_for_each(|(number, rule)| writeln!(f, "  rule {number}: {rule}"))?;
-        writeln!(f, "  by {}: {}", Mechanism::VdsoPatch, functions.join(", "))?;
-        match raw {
-            Some(by) => writeln!(f, "  raw system calls: by {by}{}", unsure(unknown))?,
-            None => writeln!(f, "  raw system calls are told the right time")?,
-        }
-        targets.iter().try_for_each(|target| writeln!(f, "  target: {target}"))?;
-        writeln!(f, "  to be undone by more than the end of the process: {}", journalled.join("; "))?;
-        writeln!(f, "  {ASKED}")
     }
 }

@@ -93,7 +93,9 @@ fn system_calls_not_here() -> Result {
     let (target, folder) = (scene.target.pid().to_string(), scene.folder());
     for aim in [["--pid", &target], ["--cgroup", &folder]] {
         let words = [&["time", "skew", "--offset", "1h", "--by", "fexit"], &aim[..]].concat();
-        crate::faultline::Faultline::check_refused(&words, 3, &["lockdown"])?;
+        for words in [words.clone(), [&words[..], &["--plan"]].concat()] {
+            crate::faultline::Faultline::check_refused(&words, 3, &["lockdown"])?;
+        }
     }
     scene.over("afterwards")
 }
