@@ -5,6 +5,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io,
     os::unix::fs::FileExt,
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Error, Result,
-    stop::{StopError, while_stopped},
+    stop::{StopError, while_stopped, while_traced},
     vdso::Patch,
 };
 use crate::host::{Use, rights};
@@ -25,6 +26,9 @@ pub enum ClockError {
     /// It has ended, or executes another program.
     #[error("it has ended, or executes another program")]
     Gone,
+    /// It is there, and cannot be written: by nobody but its tracer, if that.
+    #[error("the kernel does not let its memory be written (proc_mem.force_override)")]
+    Unforced,
     /// A thread of the kernel's own, or one that has ended and is not waited for yet.
     #[error("it has no memory: it is the kernel's own, or has ended")]
     NoMemory,
@@ -149,10 +153,27 @@ impl Memory {
     ///
     /// # Errors
     ///
-    /// [`ClockError::Gone`], or the kernel's.
+    /// [`ClockError::Gone`], [`ClockError::Unforced`], or the kernel's.
     pub fn write(&self, offset: usize, bytes: &[u8]) -> std::result::Result<(), ClockError> {
         let written = self.file.write_all_at(bytes, self.vdso + offset as u64);
-        written.map_err(|error| lost("write", &self.name(), error))
+        written.map_err(|error| match error.raw_os_error() {
+            Some(libc::EIO) => ClockError::Unforced,
+            _ => lost("write", &self.name(), error),
+        })
+    }
+
+    /// Does what writes; as the tracer of the process where the kernel lets nobody else, see [`as_writer`].
+    pub(super) fn forced(
+        &self,
+        action: impl Fn() -> std::result::Result<(), ClockError> + Sync,
+    ) -> std::result::Result<(), ClockError> {
+        match action() {
+            Err(ClockError::Unforced) => {
+                TRACERS_ALONE.store(true, Ordering::Relaxed);
+                while_traced(self.process, &action)?
+            }
+            done => done,
+        }
     }
 
     fn name(&self) -> String {
@@ -169,6 +190,23 @@ impl Memory {
     fn is_changed(&self, change: &VdsoChange) -> std::result::Result<bool, ClockError> {
         self.has(change.body, &change.mark)
     }
+}
+
+/// Whether the kernel has let nobody but a tracer write, so far. That is so with `CONFIG_PROC_MEM_FORCE_PTRACE` (Linux 6.12,
+/// `Documentation/admin-guide/kernel-parameters.txt`, `proc_mem.force_override`).
+static TRACERS_ALONE: AtomicBool = AtomicBool::new(false);
+
+/// Does what writes several times into the memory of a process, as its tracer throughout where it has to be that: to become one
+/// takes a thread each time, for which who is held by the kernel does not wait.
+///
+/// # Errors
+///
+/// [`ClockError`].
+pub fn as_writer(
+    process: u32,
+    action: impl Fn() -> std::result::Result<(), ClockError> + Send,
+) -> std::result::Result<(), ClockError> {
+    if TRACERS_ALONE.load(Ordering::Relaxed) { while_traced(process, action)? } else { action() }
 }
 
 /// What an error on `/proc/PID/mem` means: memory that is no more reads as nothing.
@@ -211,14 +249,14 @@ impl Changed {
     pub fn new(
         memory: Memory,
         patch: &Patch,
-        is_held: Option<&dyn Fn() -> bool>,
+        is_held: Option<&(dyn Fn() -> bool + Sync)>,
     ) -> std::result::Result<Self, ClockError> {
         // A child of one that was is as its parent.
         if is_put(&memory, patch)? {
             return Ok(Self(memory));
         }
         if let Some(is_held) = is_held {
-            put(&memory, patch, is_held)?;
+            memory.forced(|| put(&memory, patch, is_held))?;
         } else {
             let vdso = memory.vdso;
             while_stopped(memory.process, PATIENCE, |stopped| {
@@ -250,9 +288,11 @@ impl Changed {
     ///
     /// [`ClockError`].
     pub fn set(&self, patch: &Patch, block: &Block) -> std::result::Result<(), ClockError> {
-        let mut sequence = [0];
-        self.0.read(patch.seq_offset(), &mut sequence)?;
-        patch.renewal(sequence[0], block).into_iter().try_for_each(|(at, bytes)| self.0.write(at, &bytes))
+        self.0.forced(|| {
+            let mut sequence = [0];
+            self.0.read(patch.seq_offset(), &mut sequence)?;
+            patch.renewal(sequence[0], block).iter().try_for_each(|(at, bytes)| self.0.write(*at, bytes))
+        })
     }
 
     /// Has its clocks be right.
@@ -261,7 +301,7 @@ impl Changed {
     ///
     /// [`ClockError`].
     pub fn set_off(&self, patch: &Patch) -> std::result::Result<(), ClockError> {
-        patch.off().iter().try_for_each(|(at, zeros)| self.0.write(*at, zeros))
+        self.0.forced(|| patch.off().iter().try_for_each(|(at, zeros)| self.0.write(*at, zeros)))
     }
 }
 
@@ -315,7 +355,11 @@ fn is_put(memory: &Memory, patch: &Patch) -> std::result::Result<bool, ClockErro
 /// on x86-64 and four on aarch64, in one call, at the start of a function, which compilers have at a multiple of 16: the
 /// kernel copies them by stores of all of them, or by a `rep movsb`, of which nobody promises that it is seen as a whole.
 /// A thread that is within these very bytes just then goes on with what is no instruction of either.
-fn put(memory: &Memory, patch: &Patch, stands: &dyn Fn() -> bool) -> std::result::Result<(), ClockError> {
+fn put(
+    memory: &Memory,
+    patch: &Patch,
+    stands: &(dyn Fn() -> bool + Sync),
+) -> std::result::Result<(), ClockError> {
     for piece in std::iter::once(patch.body()).chain(patch.entries()) {
         if !stands() {
             return Err(ClockError::LetGo);
@@ -327,7 +371,7 @@ fn put(memory: &Memory, patch: &Patch, stands: &dyn Fn() -> bool) -> std::result
 
 /// Zeros, in whatever order they come, only ever make a number smaller.
 fn off(memory: &Memory, windows: &[usize]) -> std::result::Result<(), ClockError> {
-    windows.iter().try_for_each(|at| memory.write(*at, &[0; 8]))
+    memory.forced(|| windows.iter().try_for_each(|at| memory.write(*at, &[0; 8])))
 }
 
 /// What a run changes of every process's vDSO, all that it takes to find and undo it.

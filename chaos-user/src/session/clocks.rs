@@ -26,7 +26,7 @@ use super::backoff::Backoff;
 use crate::kernel::{
     self,
     hold::{self, Claim, Crew, Events, Holds, Work},
-    memory::{Changed, ClockError, Memory},
+    memory::{Changed, ClockError, Memory, as_writer},
     vdso::Patch,
 };
 
@@ -316,9 +316,9 @@ const TURN: Duration = Duration::from_millis(50);
 /// What is done for a program that is executed, held or not.
 fn see_to_held(clocks: &Clocks, event: &ExecEvent, claim: Option<&Claim<'_>>, late: &mpsc::Sender<u32>) {
     clocks.forget(event.pid);
-    let done = claim.map(|claim| clocks.adopt_held(event.pid, event.vdso, claim));
-    // One that has gone on has to be stopped.
-    let has_gone_on = matches!(done, None | Some(Err(ClockError::LetGo)));
+    let adopt = |claim| as_writer(event.pid, || clocks.adopt_held(event.pid, event.vdso, claim));
+    // One that has gone on, or that another traces, has to be stopped.
+    let has_gone_on = matches!(claim.map(adopt), None | Some(Err(ClockError::LetGo | ClockError::Stop(_))));
     if has_gone_on && clocks.lock().busy.insert(event.pid) {
         // Nobody is there to take it only when all is over.
         let _ = late.send(event.pid);

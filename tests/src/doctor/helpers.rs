@@ -17,12 +17,17 @@ use chaos_user::kernel::{
     },
     sys,
 };
-use nix::sys::prctl::set_name;
-
-use super::{
-    elsewhere::{elsewhere, errno},
-    load,
+use nix::{
+    sys::{
+        prctl::set_name,
+        ptrace,
+        signal::{Signal, kill},
+        wait::{WaitStatus, waitpid},
+    },
+    unistd::{ForkResult, fork},
 };
+
+use super::{elsewhere::elsewhere, load};
 use crate::{
     ensure,
     error::{Context, Failure, Result},
@@ -33,7 +38,7 @@ const XDP_PASS: i32 = 2;
 /// A program reads the running process's id where the types say it is.
 pub(super) fn btf() -> Result {
     let types = KernelTypes::read()?;
-    let offset = types.offset("task_struct", "tgid")?;
+    let offset = types.offset("task_struct", "tgid")?.context("task_struct.tgid")?;
     let flag = Flag::new()?;
     let code = Code::default()
         .call(bpf_func_id::BPF_FUNC_get_current_task)
@@ -46,9 +51,10 @@ pub(super) fn btf() -> Result {
     let result = run_here(&load_raw("fl_test_btf", &code)?)?;
     let (seen, own) = (flag.get()?, u64::from(Thread::current()?.tgid()));
     ensure!(result == 0 && seen == own, "task_struct.tgid at {offset} is {seen} and not {own}");
-    for nowhere in [types.offset("task_struct", "no_such_field"), types.function("no_such_function")] {
-        ensure!(nowhere.is_err(), "what is in no kernel was found: {nowhere:?}");
-    }
+    let nowhere = types.offset("task_struct", "no_such_field")?;
+    ensure!(nowhere.is_none(), "what is in no kernel was found: {nowhere:?}");
+    let nowhere = types.function("no_such_function");
+    ensure!(nowhere.is_err(), "what is in no kernel was found: {nowhere:?}");
     Ok(())
 }
 
@@ -109,7 +115,7 @@ pub(super) fn probe_write_user() -> Result {
     Ok(())
 }
 
-/// A byte of another process's vDSO that nobody reads becomes another, and this process's stays.
+/// A byte of another process's vDSO that nobody reads becomes another, by who traces it, and this process's stays.
 pub(super) fn vdso_patch() -> Result {
     const MARK: u8 = 0xfa;
     /// The last of `e_ident`, which is there to fill it.
@@ -118,14 +124,36 @@ pub(super) fn vdso_patch() -> Result {
     let place = unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) } + PADDING;
     // SAFETY: of a vDSO, which is mapped for as long as the process lives; written to behind the compiler's back.
     let look = || unsafe { ptr::read_volatile(place as *const u8) };
-    let patch = || {
-        let memory = File::options().write(true).open("/proc/self/mem")?;
-        memory.write_all_at(&[MARK], place)
+    let before = look();
+    // SAFETY: there is no other thread that could hold a lock across the fork.
+    let child = match unsafe { fork() }.context("fork")? {
+        ForkResult::Child => loop {
+            match look() {
+                0 => std::thread::yield_now(),
+                // SAFETY: ends the process. What the parent would do at its end is not for the child to do.
+                seen => unsafe { libc::_exit(seen.into()) },
+            }
+        },
+        ForkResult::Parent { child } => child,
     };
-    let there = elsewhere(|| match errno(patch()) {
-        0 => look().into(),
-        errno => -errno,
-    })?;
-    ensure!((look(), there) == (0, MARK.into()), "here {:#x}, there {there:#x}", look());
+    let patch = || {
+        ptrace::seize(child, ptrace::Options::empty()).context("PTRACE_SEIZE")?;
+        ptrace::interrupt(child).context("PTRACE_INTERRUPT")?;
+        waitpid(child, None).context("waitpid")?;
+        let memory = File::options().write(true).open(format!("/proc/{child}/mem")).context("open")?;
+        memory.write_all_at(&[MARK], place).context("write")?;
+        ptrace::detach(child, None).context("PTRACE_DETACH")
+    };
+    let patched = patch();
+    if patched.is_err() {
+        kill(child, Signal::SIGKILL).context("kill")?;
+    }
+    let ended = waitpid(child, None).context("waitpid")?;
+    patched?;
+    ensure!(
+        (before, look(), ended) == (0, 0, WaitStatus::Exited(child, MARK.into())),
+        "here {before:#x} and {:#x}, there {ended:?}",
+        look()
+    );
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! With processes that are begun for it.
 
-use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -63,6 +63,11 @@ fn entries_are_one_small_write_each() {
     }
 }
 
+/// Takes one of these, if there is any.
+fn is_left(looks: &AtomicUsize) -> bool {
+    looks.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+}
+
 #[test]
 fn what_was_begun_while_a_program_was_held_is_ended_while_it_is_stopped() {
     let patch = patch(1);
@@ -70,8 +75,8 @@ fn what_was_begun_while_a_program_was_held_is_ended_while_it_is_stopped() {
     // As many looks say that it is held: at the body, and at each entry.
     for looks in 0..=all {
         let subject = idles();
-        let left = Cell::new(looks);
-        let is_held = || left.replace(left.get().saturating_sub(1)) > 0;
+        let left = AtomicUsize::new(looks);
+        let is_held = || is_left(&left);
         let done = Changed::new(memory(&subject), &patch, Some(&is_held));
         assert!(matches!(done, Err(ClockError::LetGo)), "{looks} looks: {done:?}");
         let expected: Vec<_> = (0..all).map(|entry| entry + 1 < looks).collect();
@@ -93,8 +98,8 @@ fn what_was_begun_while_a_program_was_held_is_ended_while_it_is_stopped() {
 fn what_was_begun_is_taken_back() {
     let patch = patch(2);
     let subject = idles();
-    let looks = Cell::new(2);
-    let is_held = || looks.replace(looks.get() - 1) > 0;
+    let looks = AtomicUsize::new(2);
+    let is_held = || is_left(&looks);
     let done = Changed::new(memory(&subject), &patch, Some(&is_held));
     assert!(matches!(done, Err(ClockError::LetGo)), "{done:?}");
     assert_eq!(VdsoChange::of(&patch).left().expect("processes"), [subject.pid]);

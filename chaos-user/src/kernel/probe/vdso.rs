@@ -1,15 +1,13 @@
-//! Whether a vDSO can be written to: the probe's own, by what is there already.
+//! Whether a vDSO can be written to: that of a child, by what is there already, as a fault does it.
 
-use std::{fs::OpenOptions, os::unix::fs::FileExt};
+use std::io;
 
 use super::{Answer, M, Refusal};
 use crate::kernel::{
     Error,
+    memory::{ClockError, Memory},
     vdso::{Image, Kind},
 };
-
-/// A process's memory, whatever its protection.
-const MEMORY: &str = "/proc/self/mem";
 
 /// All of them.
 pub(super) fn probe() -> Vec<(M, Answer)> {
@@ -21,19 +19,52 @@ fn patch() -> Answer {
         return Err(Refusal::missing("the code to be written is that of x86-64"));
     }
     // SAFETY: takes and returns a number.
-    let start = unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) };
-    if start == 0 {
+    if unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) } == 0 {
         return Err(Refusal::missing("this process has no vDSO (AT_SYSINFO_EHDR)"));
     }
-    let error = |call| move |source| Error::new(call, MEMORY, source);
-    let memory = OpenOptions::new().read(true).write(true).open(MEMORY).map_err(error("open"))?;
-    // `e_ident` and what follows; whoever else runs meanwhile sees the same bytes before and after.
+    let child = Child::begin()?;
+    let memory = Memory::open(child.0.cast_unsigned()).map_err(refusal)?;
+    // `e_ident` and what follows.
     let mut header = [0; 16];
-    memory.read_exact_at(&mut header, start).map_err(error("read"))?;
-    if !header.starts_with(b"\x7fELF\x02") {
-        return Err(Refusal::missing(format!("what lies at AT_SYSINFO_EHDR begins with {header:02x?}")));
-    }
-    memory.write_all_at(&header, start).map_err(error("write"))?;
+    memory.read(0, &mut header).map_err(refusal)?;
+    memory.forced(|| memory.write(0, &header)).map_err(refusal)?;
     let patched = Image::own().and_then(|image| image.patch(Kind::Skew, 0));
     patched.map(|_| None).map_err(|error| Refusal::missing(error.to_string()))
+}
+
+fn refusal(error: ClockError) -> Refusal {
+    match error {
+        ClockError::Kernel(error) => Refusal::Kernel(error),
+        error => Refusal::missing(format!("a child's vDSO: {error}")),
+    }
+}
+
+/// A process that does nothing, and ends with this.
+struct Child(libc::pid_t);
+
+impl Child {
+    fn begin() -> Result<Self, Error> {
+        // SAFETY: the child makes three system calls, and allocates nothing.
+        match unsafe { libc::fork() } {
+            // SAFETY: as above; should its parent have ended by now, that has said so to nobody else.
+            0 => unsafe {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                loop {
+                    libc::pause();
+                }
+            },
+            child if child > 0 => Ok(Self(child)),
+            _ => Err(Error::new("fork", "a process to try the vDSO of", io::Error::last_os_error())),
+        }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // SAFETY: a child of this process that nobody else waits for.
+        unsafe {
+            libc::kill(self.0, libc::SIGKILL);
+            libc::waitpid(self.0, std::ptr::null_mut(), 0);
+        }
+    }
 }

@@ -7,7 +7,7 @@ mod thread;
 use std::{
     collections::BTreeSet,
     io,
-    sync::mpsc,
+    sync::{Condvar, Mutex, PoisonError, mpsc},
     time::{Duration, Instant},
 };
 
@@ -74,17 +74,43 @@ pub fn while_stopped<T: Send>(
         stopped.let_go();
         done
     };
-    match by_a_tracer(process, traced) {
+    traced_by(process, by_a_tracer(process, traced))
+}
+
+/// Does something as the tracer of a process, which goes on meanwhile: there are kernels that let nobody else write into memory
+/// that its owner may not write to.
+///
+/// # Errors
+///
+/// [`StopError`].
+pub fn while_traced<T: Send>(process: u32, action: impl FnOnce() -> T + Send) -> Result<T, StopError> {
+    let traced = || {
+        // Somebody may be held for as long.
+        hold::first();
+        match Thread::seize(process, process.cast_signed())? {
+            Some(_) => Ok(action()),
+            None => Err(StopError::Gone),
+        }
+    };
+    traced_by(process, by_a_tracer(process, traced))
+}
+
+/// What a tracer has done, if there was one.
+fn traced_by<T>(process: u32, done: io::Result<Option<Result<T, StopError>>>) -> Result<T, StopError> {
+    match done {
         Ok(done) => done.unwrap_or_else(|| {
             Err(Error::new("ptrace", process.to_string(), io::ErrorKind::Other.into()).into())
         }),
-        Err(source) => Err(Error::new("clone", format!("a thread to stop process {process}"), source).into()),
+        Err(source) => {
+            Err(Error::new("clone", format!("a thread to trace process {process}"), source).into())
+        }
     }
 }
 
 /// Does something in a thread of its own, whose tracees are let go of by the kernel as it ends, also those that would not
 /// stop; nothing if it panics. See [`task::bury`] for what this one does meanwhile.
 fn by_a_tracer<T: Send>(process: u32, traced: impl FnOnce() -> T + Send) -> io::Result<Option<T>> {
+    let _turn = Turn::take(process);
     let (running, over) = mpsc::channel::<()>();
     std::thread::scope(|scope| {
         let tracer = own_thread::begin(scope, move || {
@@ -96,6 +122,29 @@ fn by_a_tracer<T: Send>(process: u32, traced: impl FnOnce() -> T + Send) -> io::
         }
         Ok(tracer.join().ok())
     })
+}
+
+/// A process has one tracer at a time: another thread of this process's waits for its turn.
+struct Turn(u32);
+
+static TURNS: (Mutex<BTreeSet<u32>>, Condvar) = (Mutex::new(BTreeSet::new()), Condvar::new());
+
+impl Turn {
+    fn take(process: u32) -> Self {
+        let (traced, ended) = &TURNS;
+        let traced = traced.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = ended.wait_while(traced, |traced| !traced.insert(process));
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        Self(process)
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let (traced, ended) = &TURNS;
+        traced.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+        ended.notify_all();
+    }
 }
 
 impl Stopped {

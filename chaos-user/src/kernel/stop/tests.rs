@@ -385,6 +385,24 @@ fn who_shares_its_memory_is_told_of() {
 }
 
 #[test]
+fn several_threads_of_one_tracer_take_turns() {
+    let subject = Subject::begin(|_| ());
+    let pid = subject.pid;
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..20 {
+                    let traced = while_traced(pid, || ());
+                    assert!(traced.is_ok(), "{traced:?}");
+                    let held = while_stopped(pid, LONG, |_| Ok(()));
+                    assert!(held.is_ok(), "{held:?}");
+                }
+            });
+        }
+    });
+}
+
+#[test]
 fn who_waits_in_the_kernel_is_not_waited_for() {
     let subject = Subject::begin(waits_for_its_child);
     let child = Subject { pid: subject.other().cast_unsigned(), page: subject.page };

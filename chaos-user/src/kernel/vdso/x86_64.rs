@@ -181,11 +181,12 @@ fn referred(instruction: &Instruction) -> Option<u64> {
 /// The labels of what the stubs have in common.
 struct Common {
     seq: u64,
+    /// The functions as they were.
     clock_gettime: CodeLabel,
     gettimeofday: CodeLabel,
-    adjust: CodeLabel,
+    /// `clock_gettime` skewed, by which the others are.
+    skewed: CodeLabel,
     done: CodeLabel,
-    zero: CodeLabel,
 }
 
 /// The code after the header, and where in it each function begins.
@@ -195,20 +196,16 @@ fn assemble(cuts: &[Cut], body: usize) -> Result<(Vec<u8>, Vec<usize>), IcedErro
         seq: BASE + (body + SEQ) as u64,
         clock_gettime: asm.create_label(),
         gettimeofday: asm.create_label(),
-        adjust: asm.create_label(),
+        skewed: asm.create_label(),
         done: asm.create_label(),
-        zero: asm.create_label(),
     };
-    let mut starts = [asm.create_label(), asm.create_label(), asm.create_label()];
-    let [clock_gettime, gettimeofday, time] = &mut starts;
-    asm.set_label(clock_gettime)?;
+    let mut others = [asm.create_label(), asm.create_label()];
     stub_clock_gettime(&mut asm, &mut common)?;
+    let [gettimeofday, time] = &mut others;
     asm.set_label(gettimeofday)?;
     stub_gettimeofday(&mut asm, &common)?;
     asm.set_label(time)?;
     stub_time(&mut asm, &common)?;
-    asm.set_label(&mut common.adjust)?;
-    adjust(&mut asm, &common)?;
     for (cut, label) in cuts.iter().zip([&mut common.clock_gettime, &mut common.gettimeofday]) {
         asm.set_label(label)?;
         cut.relocated(&mut asm)?;
@@ -216,8 +213,9 @@ fn assemble(cuts: &[Cut], body: usize) -> Result<(Vec<u8>, Vec<usize>), IcedErro
     let start = BASE + (body + HEADER) as u64;
     let options = iced_x86::BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS;
     let result = asm.assemble_options(start, options)?;
-    let starts: Vec<_> = starts
+    let starts: Vec<_> = [common.skewed]
         .iter()
+        .chain(&others)
         .map(|label| Ok((result.label_ip(label)? - start) as usize))
         .collect::<Result<_, IcedError>>()?;
     Ok((result.inner.code_buffer, starts))
@@ -230,24 +228,23 @@ fn load_seq(asm: &mut CodeAssembler, common: &Common) -> Result<(), IcedError> {
     asm.add_instruction(Instruction::with2(Op::Lea_r64_m, Register::R8, memory)?)
 }
 
-/// Keeps the sequence number: a clock is read while the block is in force that it is said by, or read again. Who is held
-/// up between both would otherwise tell an old time by a new block.
-fn push_seq(asm: &mut CodeAssembler, common: &Common) -> Result<(), IcedError> {
-    load_seq(asm, common)?;
-    asm.movzx(eax, byte_ptr(r8))?;
-    asm.push(rax)
-}
-
 /// `edi` the clock, `rsi` a `timespec`.
+///
+/// A clock is read while the block is in force that it is said by, or read again. Who is held up between both would otherwise
+/// tell an old time by a new block.
 fn stub_clock_gettime(asm: &mut CodeAssembler, common: &mut Common) -> Result<(), IcedError> {
-    let mut again = asm.create_label();
+    let (mut again, mut told) = (asm.create_label(), asm.create_label());
+    let (mut kept, mut zero) = (asm.create_label(), asm.create_label());
+    asm.set_label(&mut common.skewed)?;
     // One place has one label.
     asm.nop()?;
     asm.set_label(&mut again)?;
     asm.push(rdi)?;
     asm.push(rsi)?;
     // The stack is a multiple of 16 at the call.
-    push_seq(asm, common)?;
+    load_seq(asm, common)?;
+    asm.movzx(eax, byte_ptr(r8))?;
+    asm.push(rax)?;
     asm.call(common.clock_gettime)?;
     asm.pop(r9)?;
     asm.pop(rsi)?;
@@ -262,119 +259,37 @@ fn stub_clock_gettime(asm: &mut CodeAssembler, common: &mut Common) -> Result<()
     asm.movzx(ecx, byte_ptr(r8 + rcx + (SLOTS - SEQ)))?;
     asm.test(cl, cl)?;
     asm.js(common.done)?;
-    asm.push(rdi)?;
-    asm.imul_3(rdi, qword_ptr(rsi), SECOND as i32)?;
-    asm.add(rdi, qword_ptr(rsi + 8))?;
-    asm.call(common.adjust)?;
-    asm.pop(rdi)?;
-    asm.test(eax, eax)?;
-    asm.js(again)?;
-    asm.jne(common.zero)?;
-    asm.mov(qword_ptr(rsi), rdx)?;
-    asm.mov(qword_ptr(rsi + 8), r11)?;
-    asm.set_label(&mut common.zero)?;
+    skew_value(asm, kept)?;
+    asm.set_label(&mut told)?;
+    asm.cmp(r9b, byte_ptr(r8))?;
+    asm.jne(again)?;
+    asm.cmp(r11, rcx)?;
+    asm.je(zero)?;
+    divide(asm)?;
+    asm.set_label(&mut zero)?;
     asm.xor(eax, eax)?;
     asm.set_label(&mut common.done)?;
-    asm.ret()
-}
-
-/// `rdi` a `timeval` or 0, `rsi` a `timezone` or 0.
-fn stub_gettimeofday(asm: &mut CodeAssembler, common: &Common) -> Result<(), IcedError> {
-    let (mut again, mut told) = (asm.create_label(), asm.create_label());
-    asm.test(rdi, rdi)?;
-    asm.je(common.gettimeofday)?;
-    asm.set_label(&mut again)?;
-    asm.push(rdi)?;
-    asm.push(rsi)?;
-    push_seq(asm, common)?;
-    asm.call(common.gettimeofday)?;
-    asm.pop(r9)?;
-    asm.pop(rcx)?;
-    asm.pop(rsi)?;
-    asm.test(eax, eax)?;
-    asm.jne(common.done)?;
-    asm.push(rcx)?;
-    asm.imul_3(rdi, qword_ptr(rsi), SECOND as i32)?;
-    asm.imul_3(rax, qword_ptr(rsi + 8), 1000)?;
-    asm.add(rdi, rax)?;
-    asm.xor(ecx, ecx)?;
-    asm.call(common.adjust)?;
-    asm.pop(rcx)?;
-    asm.test(eax, eax)?;
-    asm.jns(told)?;
-    asm.mov(rdi, rsi)?;
-    asm.mov(rsi, rcx)?;
-    asm.jmp(again)?;
-    asm.set_label(&mut told)?;
-    asm.jne(common.zero)?;
-    asm.imul_3(r11, r11, MICROS as i32)?;
-    asm.shr(r11, u32::from(MICROS_SHIFT))?;
-    asm.mov(qword_ptr(rsi), rdx)?;
-    asm.mov(qword_ptr(rsi + 8), r11)?;
-    asm.jmp(common.zero)
-}
-
-/// `rdi` a `time_t` or 0.
-fn stub_time(asm: &mut CodeAssembler, common: &Common) -> Result<(), IcedError> {
-    let (mut again, mut once) = (asm.create_label(), asm.create_label());
-    let (mut told, mut failed, mut end) = (asm.create_label(), asm.create_label(), asm.create_label());
-    asm.nop()?;
-    asm.set_label(&mut again)?;
-    asm.push(rdi)?;
-    push_seq(asm, common)?;
-    asm.sub(rsp, 24)?;
-    asm.mov(edi, CLOCK_REALTIME_COARSE)?;
-    asm.mov(rsi, rsp)?;
-    asm.call(common.clock_gettime)?;
-    asm.pop(rsi)?;
-    asm.pop(rdi)?;
-    asm.pop(rcx)?;
-    asm.pop(r9)?;
-    asm.test(eax, eax)?;
-    asm.jne(failed)?;
-    asm.imul_3(rax, rsi, SECOND as i32)?;
-    asm.add(rdi, rax)?;
-    asm.xor(ecx, ecx)?;
-    asm.call(common.adjust)?;
-    asm.test(eax, eax)?;
-    asm.jns(once)?;
-    asm.pop(rdi)?;
-    asm.jmp(again)?;
-    asm.set_label(&mut once)?;
-    asm.jne(told)?;
-    asm.mov(rsi, rdx)?;
-    asm.set_label(&mut told)?;
-    asm.mov(rax, rsi)?;
-    asm.pop(rdi)?;
-    asm.test(rdi, rdi)?;
-    asm.je(end)?;
-    asm.mov(qword_ptr(rdi), rax)?;
-    asm.set_label(&mut end)?;
     asm.ret()?;
-    // That this clock cannot be read has never been seen.
-    asm.set_label(&mut failed)?;
-    asm.pop(rdi)?;
-    asm.mov(eax, TIME)?;
-    asm.syscall()?;
-    asm.ret()
+    asm.set_label(&mut kept)?;
+    asm.mov(rcx, r11)?;
+    asm.jmp(told)
 }
 
-/// What [`Block::skewed`](chaos_ebpf::time::Block::skewed) says, and its division: `rdi` the value, `rcx` half of where its
-/// line lies, `r9` the sequence number from before it was read; then `eax` is below zero if there is another by now, above
-/// if the value stays as it is, or else 0, `rdx` seconds and `r11` nanoseconds. `rsi` stays.
-fn adjust(asm: &mut CodeAssembler, common: &Common) -> Result<(), IcedError> {
-    let (mut grown, mut checked, mut same, mut moved) =
-        (asm.create_label(), asm.create_label(), asm.create_label(), asm.create_label());
-    load_seq(asm, common)?;
+/// What [`Block::skewed`](chaos_ebpf::time::Block::skewed) says: `rcx` becomes the value of the `timespec` at `rsi`, and `r11` the
+/// skewed one, where `rcx` is half of where its line lies, `r8` the address of the sequence number and `r9` that from before it
+/// was read. Goes to `kept` with the value in `r11` if it is beyond the window.
+fn skew_value(asm: &mut CodeAssembler, kept: CodeLabel) -> Result<(), IcedError> {
+    let mut grown = asm.create_label();
+    asm.imul_3(r11, qword_ptr(rsi), SECOND as i32)?;
+    asm.add(r11, qword_ptr(rsi + 8))?;
     asm.mov(eax, r9d)?;
     asm.and(eax, 1)?;
     asm.imul_3(eax, eax, LEN as i32)?;
     asm.lea(r10, ptr(r8 + rax + (BLOCKS - SEQ)))?;
-    asm.mov(rax, rdi)?;
+    asm.mov(rax, r11)?;
     asm.sub(rax, qword_ptr(r10 + rcx * 2 + (LINES + START)))?;
-    asm.mov(r11, rdi)?;
     asm.cmp(rax, qword_ptr(r10))?;
-    asm.jae(checked)?;
+    asm.jae(kept)?;
     asm.mov(rdx, qword_ptr(r10 + rcx * 2 + (LINES + SLOPE)))?;
     asm.sub(rax, MARGIN as i32)?;
     asm.jae(grown)?;
@@ -383,29 +298,76 @@ fn adjust(asm: &mut CodeAssembler, common: &Common) -> Result<(), IcedError> {
     asm.imul(rdx)?;
     asm.shrd(rax, rdx, 32)?;
     asm.add(rax, qword_ptr(r10 + rcx * 2 + (LINES + OFFSET)))?;
+    asm.mov(rcx, r11)?;
     asm.xor(edx, edx)?;
     asm.add(r11, rax)?;
-    asm.cmovs(r11, rdx)?;
-    asm.set_label(&mut checked)?;
-    asm.cmp(r9b, byte_ptr(r8))?;
-    asm.jne(moved)?;
-    asm.cmp(r11, rdi)?;
-    asm.je(same)?;
+    asm.cmovs(r11, rdx)
+}
+
+/// Stores the seconds and nanoseconds of `r11` at `rsi`.
+fn divide(asm: &mut CodeAssembler) -> Result<(), IcedError> {
     let (before, after) = SECONDS_SHIFT;
     asm.mov(rax, r11)?;
     asm.shr(rax, u32::from(before))?;
     asm.mov(rdx, SECONDS)?;
     asm.mul(rdx)?;
     asm.shr(rdx, u32::from(after))?;
+    asm.mov(qword_ptr(rsi), rdx)?;
     asm.imul_3(rax, rdx, SECOND as i32)?;
     asm.sub(r11, rax)?;
-    asm.xor(eax, eax)?;
+    asm.mov(qword_ptr(rsi + 8), r11)
+}
+
+/// `rdi` a `timeval` or 0, `rsi` a `timezone` or 0, which alone is the original's to tell.
+fn stub_gettimeofday(asm: &mut CodeAssembler, common: &Common) -> Result<(), IcedError> {
+    let mut no_zone = asm.create_label();
+    asm.test(rdi, rdi)?;
+    asm.je(common.gettimeofday)?;
+    asm.push(rdi)?;
+    asm.sub(rsp, 16)?;
+    asm.test(rsi, rsi)?;
+    asm.je(no_zone)?;
+    asm.xor(edi, edi)?;
+    asm.call(common.gettimeofday)?;
+    asm.set_label(&mut no_zone)?;
+    // CLOCK_REALTIME.
+    asm.xor(edi, edi)?;
+    asm.mov(rsi, rsp)?;
+    asm.call(common.skewed)?;
+    asm.pop(rdx)?;
+    asm.pop(rcx)?;
+    asm.pop(rdi)?;
+    asm.test(eax, eax)?;
+    asm.jne(common.done)?;
+    asm.imul_3(rcx, rcx, MICROS as i32)?;
+    asm.shr(rcx, u32::from(MICROS_SHIFT))?;
+    asm.mov(qword_ptr(rdi), rdx)?;
+    asm.mov(qword_ptr(rdi + 8), rcx)?;
+    asm.ret()
+}
+
+/// `rdi` a `time_t` or 0.
+fn stub_time(asm: &mut CodeAssembler, common: &Common) -> Result<(), IcedError> {
+    let (mut failed, mut end) = (asm.create_label(), asm.create_label());
+    asm.push(rdi)?;
+    asm.sub(rsp, 16)?;
+    asm.mov(edi, CLOCK_REALTIME_COARSE)?;
+    asm.mov(rsi, rsp)?;
+    asm.call(common.skewed)?;
+    asm.test(eax, eax)?;
+    asm.pop(rax)?;
+    asm.pop(rcx)?;
+    asm.pop(rdi)?;
+    asm.jne(failed)?;
+    asm.test(rdi, rdi)?;
+    asm.je(end)?;
+    asm.mov(qword_ptr(rdi), rax)?;
+    asm.set_label(&mut end)?;
     asm.ret()?;
-    asm.set_label(&mut same)?;
-    asm.mov(eax, 1)?;
-    asm.ret()?;
-    asm.set_label(&mut moved)?;
-    asm.or(eax, -1)?;
+    // That this clock cannot be read has never been seen.
+    asm.set_label(&mut failed)?;
+    asm.mov(eax, TIME)?;
+    asm.syscall()?;
     asm.ret()
 }
 
