@@ -205,7 +205,13 @@ pub struct Setup {
     pub session: Session,
     /// Of two owners on one interface the later has the greater number, and its programs are asked first.
     pub generation: u64,
+    /// By how many nanoseconds `CLOCK_TAI` is ahead of `CLOCK_REALTIME`, by which `fq` takes the time of what is not IP; or
+    /// [`MONOTONIC`], where it knows of no other clock.
+    pub ahead_of_real: u64,
 }
+
+/// See [`Setup::ahead_of_real`].
+pub const MONOTONIC: u64 = u64::MAX;
 
 /// Fields of the running kernel's types, in bytes from the start of each; all zero if nothing asks for cgroups.
 #[repr(C)]
@@ -540,7 +546,7 @@ pub struct HookState {
 }
 
 const _: () = assert!(size_of::<Control>() == 24);
-const _: () = assert!(size_of::<Setup>() == 216);
+const _: () = assert!(size_of::<Setup>() == 224);
 const _: () = assert!(size_of::<Session>() == 24);
 const _: () = assert!(size_of::<Window>() == 24);
 const _: () = assert!(size_of::<Delay>() == 32);

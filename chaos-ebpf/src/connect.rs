@@ -8,7 +8,7 @@ use aya_ebpf::{
 use chaos_ebpf::{
     abi::{Count, Direction, Setup, protect},
     classify::{classify, is_loopback, is_protected},
-    decide,
+    decide, field,
     packet::{Headers, Network},
 };
 
@@ -23,12 +23,15 @@ use crate::{
 const REFUSED: i32 = 0;
 const ALLOWED: i32 = 1;
 
+/// The greatest errno there can be; Linux 7.2 wants to be sure of it.
+const MAX_ERRNO: u32 = 4095;
+
 /// Has `connect(2)` fail if a rule wants it to.
 #[inline(always)]
 pub(crate) fn connect(context: &SockAddrContext, family: Network) -> i32 {
     let Some(errno) = decide(&headers(context, family)) else { return ALLOWED };
     // SAFETY: a number, and the program is at a hook whose result this is.
-    unsafe { bpf_set_retval(-(errno as i32)) };
+    unsafe { bpf_set_retval(-((errno & MAX_ERRNO) as i32)) };
     REFUSED
 }
 
@@ -75,7 +78,7 @@ fn is_owner(setup: &Setup) -> bool {
     // SAFETY: takes nothing; the task is the current one and stays.
     let task: *const task_struct = unsafe { bpf_get_current_task_btf() }.cast_const();
     // SAFETY: the offset is that of `tgid` in the running kernel's BTF, which the verifier checks.
-    let tgid = unsafe { *task.cast::<u8>().add(setup.tgid_offset as usize).cast::<u32>() };
+    let tgid = unsafe { *task.cast::<u8>().add(field::at(setup.tgid_offset)).cast::<u32>() };
     tgid == setup.owner_tgid
 }
 

@@ -52,6 +52,7 @@ static FL_SETUP: Setup = Setup {
     protect: 0,
     session: Session { remote: [0; 4], remote_port: 0, local_port: 0, v6: 0 },
     generation: 0,
+    ahead_of_real: 0,
 };
 
 /// The load's constants. LLVM must not see that they are all zero here; the verifier sees what they became.

@@ -5,7 +5,7 @@
 //! [`classify`](mod@classify) finds the rules that match, and [`decide`] says whether a rule fires;
 //! [`background`] knows the packets that come by themselves. [`corruption`] and
 //! [`tcp`] say what becomes of the packet's bytes. [`call`] has the same of faults in system calls, [`glob`] the names of
-//! their files, and [`time`] has the same of faults in clocks.
+//! their files, and [`time`] has the same of faults in clocks. [`field`] is where the kernel's own structures are read.
 
 #![cfg_attr(not(test), no_std)]
 
@@ -15,6 +15,7 @@ pub mod call;
 pub mod classify;
 pub mod corruption;
 pub mod decide;
+pub mod field;
 pub mod figures;
 pub mod glob;
 pub mod packet;

@@ -16,6 +16,7 @@ use aya_ebpf::{
 };
 use chaos_ebpf::{
     abi::{Direction, HookState, Setup},
+    field,
     packet::{Headers, Network, protocol},
 };
 
@@ -88,14 +89,14 @@ fn sent_by(skb: *mut __sk_buff) -> u64 {
 #[inline(always)]
 fn of_socket(socket: u64, setup: &Setup) -> u64 {
     let at = &setup.cgroup;
-    let cgroup = read(socket + u64::from(at.of_socket));
-    let depth = read(cgroup + u64::from(at.level)) as u32;
+    let cgroup = read(socket + place(at.of_socket));
+    let depth = read(cgroup + place(at.level)) as u32;
     kin::around(&setup.levels, setup.level_count, |level| {
         if level > depth {
             return 0;
         }
-        let ancestor = read(cgroup + u64::from(at.ancestors) + 8 * u64::from(level));
-        read(read(ancestor + u64::from(at.node)) + u64::from(at.node_id))
+        let ancestor = read(cgroup + place(at.ancestors) + 8 * u64::from(level));
+        read(read(ancestor + place(at.node)) + place(at.node_id))
     })
 }
 
@@ -130,8 +131,8 @@ fn current_process(setup: &Setup) -> u64 {
         let (tgid, parent) = unsafe {
             let task = task.cast::<u8>();
             (
-                *task.add(setup.tgid_offset as usize).cast::<u32>(),
-                *task.add(setup.parent_offset as usize).cast::<*const task_struct>(),
+                *task.add(field::at(setup.tgid_offset)).cast::<u32>(),
+                *task.add(field::at(setup.parent_offset)).cast::<*const task_struct>(),
             )
         };
         // SAFETY: the owner never deletes an entry while a program can run.
@@ -151,6 +152,12 @@ fn address(socket: *mut bpf_sock, hook: &mut HookState) -> u64 {
         scratch.write_volatile(socket as u64);
         scratch.read_volatile()
     }
+}
+
+/// Bytes to a field.
+#[inline(always)]
+fn place(offset: u32) -> u64 {
+    field::at(offset) as u64
 }
 
 /// Eight bytes of the kernel's memory, 0 where there is none.

@@ -10,12 +10,13 @@
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC},
     helpers::generated::{
-        bpf_clone_redirect, bpf_ktime_get_ns, bpf_redirect, bpf_redirect_peer, bpf_skb_set_tstamp,
+        bpf_clone_redirect, bpf_ktime_get_ns, bpf_ktime_get_tai_ns, bpf_redirect, bpf_redirect_peer,
+        bpf_skb_set_tstamp,
     },
     programs::TcContext,
 };
 use chaos_ebpf::{
-    abi::{Direction, Setup, effect},
+    abi::{Direction, MONOTONIC, Setup, effect},
     decide,
 };
 
@@ -129,16 +130,27 @@ fn prepare(context: &TcContext, at: u64) {
 pub(crate) fn queue(context: &TcContext) -> i32 {
     let Some(at) = left(context, ROUND) else { return TC_ACT_SHOT };
     let skb = skb(context);
-    // SAFETY: as above, and numbers. What is not IP has no such kind of time, and the qdisc does not ask for it.
+    // SAFETY: as above, and numbers. What is not IP has no such kind of time.
     unsafe {
         if bpf_skb_set_tstamp(skb, at, u32::from(DELIVERY_TIME)) < 0 {
-            (*skb).tstamp = at;
+            (*skb).tstamp = of_no_kind(at, setup().ahead_of_real);
         }
         if (*skb).priority & PRIORITIES == CONTROL {
             (*skb).priority = 0;
         }
     }
     TC_ACT_UNSPEC
+}
+
+/// A time by the clock that the qdisc takes one for whose kind is not said (`fq_skb_tstamp_to_mono`, Linux 7.2).
+#[inline(always)]
+fn of_no_kind(at: u64, ahead_of_real: u64) -> u64 {
+    if ahead_of_real == MONOTONIC {
+        return at;
+    }
+    // SAFETY: both take nothing and return a number.
+    let ahead = unsafe { bpf_ktime_get_tai_ns().wrapping_sub(bpf_ktime_get_ns()) };
+    at.wrapping_add(ahead).wrapping_sub(ahead_of_real)
 }
 
 /// Ingress of the far end.

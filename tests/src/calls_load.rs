@@ -103,6 +103,7 @@ fn load_all(ops: &[Op], named: Option<&str>, shapes: &[bool]) -> Result<Verified
             }
             let can = |op: &Op| !hook::sites(*op, mechanism, types).is_empty();
             let ops: Vec<_> = ops.iter().copied().filter(can).collect();
+            let ops = if mechanism == Mechanism::Lsm { let_to_bpf(ops, &action)? } else { ops };
             let named: Vec<_> = named
                 .iter()
                 .copied()
@@ -132,6 +133,24 @@ fn load_all(ops: &[Op], named: Option<&str>, shapes: &[bool]) -> Result<Verified
         }
     }
     Ok(verified)
+}
+
+/// Those of these at whose hooks of security modules this kernel lets BPF (Linux 7.2 not at `file_alloc_security`). It
+/// says so of each alone, in words of its own.
+fn let_to_bpf(ops: Vec<Op>, action: &Action) -> Result<Vec<Op>> {
+    let mut left = Vec::new();
+    for op in ops {
+        let rules = shape(action, &Calls::Ops(vec![op]), false);
+        let tables = CallTables::new(&rules, 1).map_err(|error| Failure::new(error.to_string()))?;
+        match CallPrograms::new(&rules, &tables, Some(Mechanism::Lsm), Exempt::default()) {
+            Ok(_) => left.push(op),
+            Err(error) if error.to_string().contains("points to disabled hook") => {
+                println!("not here: {error}");
+            }
+            Err(error) => return Err(Failure::new(format!("lsm, {op}: {error}"))),
+        }
+    }
+    Ok(left)
 }
 
 /// What the kernel knows files by tells them apart, and is the same however they are reached.

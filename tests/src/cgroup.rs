@@ -90,9 +90,7 @@ impl Cgroup {
     ///
     /// The action's, and the kernel's.
     pub fn run<T>(&self, action: impl FnOnce() -> Result<T>) -> Result<T> {
-        let own = fs::read_to_string(OWN).context(OWN)?;
-        let before = own.lines().find_map(|line| line.strip_prefix("0::/")).context(OWN)?;
-        let home = root()?.join(before).join("cgroup.procs");
+        let home = own()?.join("cgroup.procs");
         self.join()?;
         let done = action();
         fs::write(&home, "0").context(home.display())?;
@@ -214,6 +212,17 @@ impl Drop for Inhabitant {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// The folder of the one that this process is in.
+///
+/// # Errors
+///
+/// If it cannot be told.
+pub fn own() -> Result<PathBuf> {
+    let own = fs::read_to_string(OWN).context(OWN)?;
+    let path = own.lines().find_map(|line| line.strip_prefix("0::/")).context(OWN)?;
+    Ok(root()?.join(path))
 }
 
 /// Where cgroups v2 are mounted.

@@ -6,6 +6,7 @@ mod elsewhere;
 mod helpers;
 mod known;
 mod packets;
+mod structures;
 mod traces;
 
 use std::{
@@ -69,6 +70,11 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("doctor::use_uprobe", calls::uprobe).needs(&[Root, Has(M::Uprobe)]),
     Test::new("doctor::use_probe_write_user", helpers::probe_write_user).needs(&[Root, Has(M::ProbeWriteUser)]),
     Test::new("doctor::use_bpf_loop", helpers::bpf_loop).needs(&[Root, Has(M::BpfLoop)]),
+    Test::new("doctor::use_call_fields", structures::of_calls).needs(&[Root, Has(M::CallFields)]),
+    Test::new("doctor::use_file_fields", structures::of_files).needs(&[Root, Has(M::FileFields)]),
+    Test::new("doctor::use_clock_fields", structures::of_clocks).needs(&[Root, Has(M::ClockFields)]),
+    Test::new("doctor::use_process_fields", structures::of_processes).needs(&[Root, Has(M::ProcessFields)]),
+    Test::new("doctor::use_cgroup_fields", structures::of_cgroups).needs(&[Root, Has(M::CgroupFields), Has(M::CgroupV2)]),
     Test::new("doctor::use_vdso_patch", helpers::vdso_patch).needs(&[Root, Has(M::VdsoPatch)]),
 ];
 

@@ -2,6 +2,7 @@
 
 mod cells;
 mod child;
+mod kernel_log;
 mod need;
 mod place;
 mod standstill;
@@ -26,6 +27,7 @@ pub use self::{
 };
 pub(crate) use self::{
     child::{die_with_parent, pidfd, wait_for_exit},
+    kernel_log::KernelLog,
     need::program,
     place::{RECORDS, enter, own_run, programs_folder},
 };

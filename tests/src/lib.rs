@@ -25,6 +25,7 @@ mod decoys;
 mod dns;
 mod doctor;
 mod failing;
+mod fields;
 mod ground;
 mod life;
 mod loss;
@@ -55,6 +56,7 @@ pub fn tests() -> Vec<&'static Test> {
         cut::TESTS,
         sever::TESTS,
         plan::TESTS,
+        fields::TESTS,
         profile::TESTS,
         dns::TESTS,
         programs::TESTS,

@@ -31,6 +31,7 @@ const ETHTOOL: &[Need] = &[Need::Root, Need::Btf, Need::Program("ethtool")];
 /// The tests of the files below.
 pub(crate) const TESTS: &[Test] = &[
     Test::new("shape::delay", delays::constant).needs(FQ).timeout(90),
+    Test::new("shape::what_is_not_ip_waits", delays::what_is_not_ip).needs(FQ),
     Test::new("shape::jitter_keeps_order_or_not", delays::jitter).needs(FQ).timeout(60),
     Test::new("shape::reorder", delays::reorder).needs(FQ),
     Test::new("shape::waiting_needs_sch_fq", delays::no_fq).needs(NO_FQ),

@@ -8,7 +8,7 @@ use aya_ebpf::helpers::generated::{
 use chaos_ebpf::{
     abi::{Count, Delay, Direction, RuleState},
     call::{ARGUMENTS, Name, Setup, effect, nth, takes},
-    decide,
+    decide, field,
 };
 
 use crate::{
@@ -124,18 +124,16 @@ pub(crate) fn decide<R: Reach>(setup: &Setup, candidate: &Candidate, subject: &S
         arguments,
         flags,
         grows: u32::from(grows),
-        corrupted_by: 0,
         random: 0,
         wait: 0,
         errno: 0,
+        corrupted_by: 0,
+        unused: 0,
     };
-    if setup.single != 0 {
-        // SAFETY: as above.
-        unsafe { weigh(0, &raw mut weighing) };
-    } else {
-        let callback = weigh as unsafe extern "C" fn(u32, *mut Weighing) -> i64;
-        // SAFETY: the function takes what it is given, which lives until the call is over.
-        unsafe { bpf_loop(u64::BITS, callback as *mut c_void, (&raw mut weighing).cast(), 0) };
+    for _ in 0..u64::BITS {
+        if fl_weigh(&raw mut weighing) == LAST || setup.single != 0 {
+            break;
+        }
     }
     if setup.effects & effect::WAIT != 0 && weighing.wait != 0 {
         wait(weighing.wait);
@@ -188,7 +186,7 @@ fn narrowed<R: Reach>(setup: &Setup, task: Object, subject: &Subject<R>, mut rul
         rules &= setup.any_user | unsafe { FL_USERS.get(user) }.copied().unwrap_or(0);
     }
     if setup.any_name != u64::MAX {
-        let name = name(task as u64 + u64::from(at.task_comm));
+        let name = name(task as u64 + field::at(at.task_comm) as u64);
         // SAFETY: as above.
         rules &= setup.any_name | unsafe { FL_COMMS.get(name) }.copied().unwrap_or(0);
     }
@@ -227,26 +225,38 @@ fn name(address: u64) -> Name {
     }
 }
 
-/// A call on its way through the rules.
-struct Weighing {
+/// A call on its way through the rules: numbers alone, whatever they are, and no byte between them.
+#[repr(C)]
+pub struct Weighing {
     rules: u64,
     now: u64,
     arguments: [u64; ARGUMENTS],
     flags: u32,
     grows: u32,
-    corrupted_by: u32,
     random: u64,
     wait: u64,
     errno: i64,
+    corrupted_by: u32,
+    unused: u32,
 }
 
-/// Asks the next rule; 1 if none is left, or the call fails.
+const _: () = assert!(size_of::<Weighing>() == 8 * (2 + ARGUMENTS + 1 + 3 + 1));
+
+/// No rule is left to be asked, or the call fails.
+const LAST: u32 = 1;
+
+/// Asks the next rule. Global for the verifier, which walks through such a function once and by itself: in a loop of `bpf_loop`'s
+/// it would from Linux 6.17 on walk a million instructions (`is_state_visited`, `RANGE_WITHIN`).
+#[unsafe(no_mangle)]
 #[inline(never)]
-unsafe extern "C" fn weigh(_turn: u32, weighing: *mut Weighing) -> i64 {
-    // SAFETY: as the caller of `bpf_loop` warrants.
+pub extern "C" fn fl_weigh(weighing: *mut Weighing) -> u32 {
+    if weighing.is_null() {
+        return LAST;
+    }
+    // SAFETY: it is the caller's, and nobody else's meanwhile.
     let weighing = unsafe { &mut *weighing };
     if weighing.rules == 0 {
-        return 1;
+        return LAST;
     }
     let index = weighing.rules.trailing_zeros();
     weighing.rules &= weighing.rules - 1;
@@ -288,7 +298,7 @@ unsafe extern "C" fn weigh(_turn: u32, weighing: *mut Weighing) -> i64 {
         return 0;
     }
     weighing.errno = rule.errno;
-    1
+    LAST
 }
 
 /// How long a call waits, in nanoseconds.

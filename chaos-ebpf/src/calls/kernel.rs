@@ -9,7 +9,10 @@ use aya_ebpf::{
     bindings::{pt_regs, task_struct},
     helpers::generated::{bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_task_pt_regs},
 };
-use chaos_ebpf::call::{ARGUMENTS, Inode, Setup};
+use chaos_ebpf::{
+    call::{ARGUMENTS, Inode, Setup},
+    field::at,
+};
 
 /// Some structure of the kernel's.
 pub(crate) type Object = *const u8;
@@ -48,25 +51,25 @@ impl Reach for Typed {
     #[inline(always)]
     fn object(from: Object, offset: u32) -> Object {
         // SAFETY: the verifier checks it, and the kernel survives an address that is none any more.
-        unsafe { *from.add(offset as usize).cast::<Object>() }
+        unsafe { *from.add(at(offset)).cast::<Object>() }
     }
 
     #[inline(always)]
     fn long(from: Object, offset: u32) -> u64 {
         // SAFETY: as above.
-        unsafe { *from.add(offset as usize).cast::<u64>() }
+        unsafe { *from.add(at(offset)).cast::<u64>() }
     }
 
     #[inline(always)]
     fn int(from: Object, offset: u32) -> u32 {
         // SAFETY: as above.
-        unsafe { *from.add(offset as usize).cast::<u32>() }
+        unsafe { *from.add(at(offset)).cast::<u32>() }
     }
 
     #[inline(always)]
     fn short(from: Object, offset: u32) -> u16 {
         // SAFETY: as above.
-        unsafe { *from.add(offset as usize).cast::<u16>() }
+        unsafe { *from.add(at(offset)).cast::<u16>() }
     }
 }
 
@@ -83,17 +86,17 @@ impl Reach for Addressed {
 
     #[inline(always)]
     fn long(from: Object, offset: u32) -> u64 {
-        read(from as u64 + u64::from(offset))
+        read(from as u64 + at(offset) as u64)
     }
 
     #[inline(always)]
     fn int(from: Object, offset: u32) -> u32 {
-        read(from as u64 + u64::from(offset))
+        read(from as u64 + at(offset) as u64)
     }
 
     #[inline(always)]
     fn short(from: Object, offset: u32) -> u16 {
-        read(from as u64 + u64::from(offset))
+        read(from as u64 + at(offset) as u64)
     }
 }
 

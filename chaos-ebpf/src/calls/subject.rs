@@ -6,7 +6,7 @@ use core::{ffi::c_void, marker::PhantomData, ptr::null};
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_loop, bpf_probe_read_kernel};
 use chaos_ebpf::{
     call::{MAX_GLOBS, Setup},
-    glob,
+    field, glob,
 };
 
 use crate::{
@@ -107,7 +107,7 @@ fn place<R: Reach>(setup: &Setup, subject: &Subject<R>, asked: u64) -> u64 {
         let named = R::object(dentry, setup.at.dentry_inode);
         if !named.is_null() && named != inode {
             let alias = R::long(inode, setup.at.inode_names);
-            let dentry = if alias == 0 { 0 } else { alias - u64::from(setup.at.dentry_alias) };
+            let dentry = if alias == 0 { 0 } else { alias - field::at(setup.at.dentry_alias) as u64 };
             return above_address(inode, dentry as Object, asked);
         }
     }
@@ -165,7 +165,7 @@ unsafe extern "C" fn step<R: Reach>(_depth: u32, climb: *mut Climb) -> i64 {
         if let Some(place) = unsafe { FL_PLACES.get(identity::<R>(inode)) } {
             climb.rules |= place.rules;
             if setup.globs != 0 && place.globs != 0 && climb.length != 0 {
-                climb.rules |= matching(climb.name, climb.length as u32, place.globs);
+                climb.rules |= fl_matching(climb.name, climb.length, place.globs);
             }
             climb.asked &= !climb.rules;
         }
@@ -177,8 +177,11 @@ unsafe extern "C" fn step<R: Reach>(_depth: u32, climb: *mut Climb) -> i64 {
     if parent == dentry || parent.is_null() {
         return 1;
     }
-    climb.name = R::long(dentry, at.dentry_name);
-    climb.length = R::int(dentry, at.dentry_length).into();
+    if setup.globs != 0 {
+        // By its address: since Linux 6.17 what leads to a byte is a pointer for the verifier, and no argument of a global function.
+        climb.name = Addressed::long(dentry, at.dentry_name);
+        climb.length = R::int(dentry, at.dentry_length).into();
+    }
     climb.inode = R::object(parent, at.dentry_inode);
     climb.dentry = parent;
     0
@@ -201,10 +204,11 @@ struct Matching {
     rules: u64,
 }
 
-/// The rules of those of the globs that a name matches.
+/// The rules of those of the globs that a name matches. Global for the verifier, as `act::fl_weigh` is.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn matching(name: u64, length: u32, globs: u64) -> u64 {
-    let mut work = Matching { name, length, taken: 0, globs, places: glob::START, rules: 0 };
+pub extern "C" fn fl_matching(name: u64, length: u64, globs: u64) -> u64 {
+    let mut work = Matching { name, length: length as u32, taken: 0, globs, places: glob::START, rules: 0 };
     let turns = MAX_GLOBS as u32 * (LONGEST.div_ceil(CHUNK) + 1);
     let callback = take_some as unsafe extern "C" fn(u32, *mut Matching) -> i64;
     // SAFETY: the function takes what it is given, and the work lives until the call is over.

@@ -70,33 +70,26 @@ impl KernelTypes {
             .collect()
     }
 
-    /// Offset of `field` in `structure`, in bytes.
+    /// Offset of a field of `structure`, in bytes; with dots in `path`, that of a field of that field. Nothing if there is none.
     ///
     /// # Errors
     ///
-    /// If this kernel has no such field.
-    pub fn offset(&self, structure: &str, field: &str) -> Result<u32> {
-        for (_, found) in self.named(structure)? {
-            let Type::Struct(found) = found else { continue };
-            if let Some((bits, _)) = self.find(&found, field) {
-                return Ok(bits / 8);
-            }
-        }
-        Err(missing(&format!("{structure}.{field}")))
-    }
-
-    /// Offset of `part` of `field` in `structure`, in bytes, where the field is a structure itself.
-    ///
-    /// # Errors
-    ///
-    /// If this kernel has no such field, or none with such a part.
-    pub fn offset_within(&self, structure: &str, field: &str, part: &str) -> Result<u32> {
+    /// If the types cannot be read.
+    pub fn offset(&self, structure: &str, path: &str) -> Result<Option<u32>> {
         let bits = self.named(structure)?.into_iter().find_map(|(_, found)| {
-            let Type::Struct(found) = found else { return None };
-            let (bits, inner) = self.find(&found, field)?;
-            Some(bits + self.find(&self.structure(&inner)?, part)?.0)
+            let Type::Struct(mut within) = found else { return None };
+            let mut names = path.split('.').peekable();
+            let mut bits = 0;
+            while let Some(name) = names.next() {
+                let (further, member) = self.find(&within, name)?;
+                bits += further;
+                if names.peek().is_some() {
+                    within = self.structure(&member)?;
+                }
+            }
+            Some(bits)
         });
-        bits.map(|bits| bits / 8).ok_or_else(|| missing(&format!("{structure}.{field}.{part}")))
+        Ok(bits.map(|bits| bits / 8))
     }
 
     /// The offset of a field in bits, and the field itself, also in a part of the structure that has no name.

@@ -17,6 +17,7 @@ use super::{
     btf::KernelTypes,
     code::Code,
     counters::{Counters, MapIds},
+    fields,
     hook::Site,
     maps,
     mechanism::Mechanism,
@@ -326,44 +327,13 @@ pub(super) fn sizes(tables: &CallTables) -> Vec<(&'static str, u32)> {
 }
 
 /// Where the running kernel keeps what, the vDSO aside.
+///
+/// # Errors
+///
+/// If its types cannot be read.
 pub(super) fn offsets(types: &KernelTypes) -> Result<Offsets> {
-    let path = types.offset("file", "f_path")?;
-    let name = types.offset("dentry", "d_name")?;
-    let of = |structure, field| types.offset(structure, field);
-    Ok(Offsets {
-        task_tgid: of("task_struct", "tgid")?,
-        task_pid: of("task_struct", "pid")?,
-        task_flags: of("task_struct", "flags")?,
-        task_mm: of("task_struct", "mm")?,
-        task_cred: of("task_struct", "cred")?,
-        task_real_cred: of("task_struct", "real_cred")?,
-        task_comm: of("task_struct", "comm")?,
-        task_files: of("task_struct", "files")?,
-        mm_exe_file: of("mm_struct", "exe_file")?,
-        cred_euid: of("cred", "euid")?,
-        files_fdt: of("files_struct", "fdt")?,
-        fdt_fd: of("fdtable", "fd")?,
-        fdt_max_fds: of("fdtable", "max_fds")?,
-        file_inode: of("file", "f_inode")?,
-        file_dentry: path + of("path", "dentry")?,
-        file_flags: of("file", "f_flags")?,
-        file_pos: of("file", "f_pos")?,
-        path_dentry: of("path", "dentry")?,
-        dentry_parent: of("dentry", "d_parent")?,
-        dentry_inode: of("dentry", "d_inode")?,
-        dentry_name: name + of("qstr", "name")?,
-        dentry_length: name + of("qstr", "len")?,
-        dentry_alias: of("dentry", "d_u")?,
-        inode_sb: of("inode", "i_sb")?,
-        inode_number: of("inode", "i_ino")?,
-        inode_generation: of("inode", "i_generation")?,
-        inode_mode: of("inode", "i_mode")?,
-        inode_size: of("inode", "i_size")?,
-        inode_names: of("inode", "i_dentry")?,
-        sb_dev: of("super_block", "s_dev")?,
-        sb_type: of("super_block", "s_type")?,
-        type_name: of("file_system_type", "name")?,
-        exec_file: of("linux_binprm", "file")?,
-        ..Offsets::default()
-    })
+    let mut at = Offsets::default();
+    fields::look_up(fields::OF_CALLS, types, &mut at)?;
+    fields::look_up(fields::OF_FILES, types, &mut at)?;
+    Ok(at)
 }

@@ -17,6 +17,7 @@ use aya_obj::{
 use super::{
     Error, Result,
     btf::KernelTypes,
+    fields,
     mechanism::Mechanism,
     sys::{self, Functions, Program},
 };
@@ -104,6 +105,7 @@ impl Code {
         let functions = self.types.as_ref().map(|types| Functions { types: types.as_fd(), starts: &starts });
         let instructions = &code.instructions;
         sys::load(&Program { name: program, kind, attach, attach_btf_id, flags: 0, instructions, functions })
+            .map_err(|error| fields::explain(error, types))
     }
 
     fn relocate(&self, object: &mut Object, constants: RawFd) -> Result<()> {

@@ -66,12 +66,27 @@ pub enum Mechanism {
     IoMax,
     /// Other code in processes' vDSOs.
     VdsoPatch,
+    /// The fields of the kernel's structures that each fault of calls reads.
+    CallFields,
+    /// Those that say which file a call is about, and more of it.
+    FileFields,
+    /// Those that say where a process's vDSO lies.
+    ClockFields,
+    /// Those that say whose process it is.
+    ProcessFields,
+    /// Those that say whose cgroup a socket is in.
+    CgroupFields,
 }
 
 impl Mechanism {
     /// All, in the order the doctor prints them.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 32] = [
         M::Btf,
+        M::CallFields,
+        M::FileFields,
+        M::ClockFields,
+        M::ProcessFields,
+        M::CgroupFields,
         M::TestRun,
         M::XdpNative,
         M::XdpGeneric,
@@ -131,6 +146,11 @@ impl Mechanism {
             M::Ifb => "ifb",
             M::IoMax => "io_max",
             M::VdsoPatch => "vdso_patch",
+            M::CallFields => "call_fields",
+            M::FileFields => "file_fields",
+            M::ClockFields => "clock_fields",
+            M::ProcessFields => "process_fields",
+            M::CgroupFields => "cgroup_fields",
         }
     }
 
@@ -139,6 +159,9 @@ impl Mechanism {
     pub const fn remedy(self) -> &'static str {
         match self {
             M::Btf => "use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as all large distributions ship",
+            M::CallFields | M::FileFields | M::ClockFields | M::ProcessFields | M::CgroupFields => {
+                "use a newer Faultline, or an older kernel: this one has changed what programs read there"
+            }
             M::TestRun => "use Linux 5.10 or newer",
             M::XdpNative => "use Linux 5.9 or newer with veth; Faultline uses tcx or clsact instead",
             M::XdpGeneric => "use Linux 5.9 or newer; Faultline does not need it",
@@ -209,6 +232,8 @@ pub enum Fault {
     Aim,
     /// The same for those of a process.
     AimAtProcess,
+    /// Any of those that follow, for some files alone.
+    AimAtFile,
     /// What is done to files fails, `fsync` apart.
     IoError,
     /// What is done to files takes longer.
@@ -253,6 +278,7 @@ impl Fault {
             Self::Dns => "dns",
             Self::Aim => "cgroup",
             Self::AimAtProcess => "pid",
+            Self::AimAtFile => "path",
             Self::IoError => "io error",
             Self::IoDelay => "io delay",
             Self::IoCorrupt => "io corrupt",
@@ -332,28 +358,32 @@ pub const WAYS: &[Way] = &[
     way(Fault::Timeout, Direction::In,  M::Clsact,   &[M::Btf]),
     way(Fault::Timeout, Direction::Out, M::Tcx,      &[M::Btf]),
     way(Fault::Timeout, Direction::Out, M::Clsact,   &[M::Btf]),
-    way(Fault::Refuse, Direction::Connect, M::CgroupConnect, &[M::Btf, M::CgroupV2]),
-    way(Fault::Aim, Direction::Connect, M::CgroupConnect,    &[M::Btf, M::CgroupV2]),
-    way(Fault::AimAtProcess, Direction::Connect, M::CgroupConnect, &[M::Btf, M::CgroupV2, M::CgroupSock]),
-    way(Fault::AimAtProcess, Direction::In,  M::Tcx,    &[M::Btf, M::CgroupV2, M::CgroupSock]),
-    way(Fault::AimAtProcess, Direction::In,  M::Clsact, &[M::Btf, M::CgroupV2, M::CgroupSock]),
-    way(Fault::AimAtProcess, Direction::Out, M::Tcx,    &[M::Btf, M::CgroupV2, M::CgroupSock]),
-    way(Fault::AimAtProcess, Direction::Out, M::Clsact, &[M::Btf, M::CgroupV2, M::CgroupSock]),
+    way(Fault::Refuse, Direction::Connect, M::CgroupConnect, &[M::Btf, M::ProcessFields, M::CgroupV2]),
+    way(Fault::Aim, Direction::Connect, M::CgroupConnect,    &[M::Btf, M::ProcessFields, M::CgroupV2]),
+    way(Fault::AimAtProcess, Direction::Connect, M::CgroupConnect, &[M::Btf, M::ProcessFields, M::CgroupV2, M::CgroupSock]),
+    way(Fault::AimAtProcess, Direction::In,  M::Tcx,    &[M::Btf, M::ProcessFields, M::CgroupV2, M::CgroupSock]),
+    way(Fault::AimAtProcess, Direction::In,  M::Clsact, &[M::Btf, M::ProcessFields, M::CgroupV2, M::CgroupSock]),
+    way(Fault::AimAtProcess, Direction::Out, M::Tcx,    &[M::Btf, M::ProcessFields, M::CgroupV2, M::CgroupSock]),
+    way(Fault::AimAtProcess, Direction::Out, M::Clsact, &[M::Btf, M::ProcessFields, M::CgroupV2, M::CgroupSock]),
     way(Fault::Dns, Direction::In,  M::Tcx,          &[M::Btf, M::BpfLoop]),
     way(Fault::Dns, Direction::In,  M::Clsact,       &[M::Btf, M::BpfLoop]),
     way(Fault::Dns, Direction::Out, M::Tcx,          &[M::Btf, M::BpfLoop]),
     way(Fault::Dns, Direction::Out, M::Clsact,       &[M::Btf, M::BpfLoop]),
-    way(Fault::Aim, Direction::In,  M::Tcx,          &[M::Btf, M::CgroupV2]),
-    way(Fault::Aim, Direction::In,  M::Clsact,       &[M::Btf, M::CgroupV2]),
-    way(Fault::Aim, Direction::Out, M::Tcx,          &[M::Btf, M::CgroupV2]),
-    way(Fault::Aim, Direction::Out, M::Clsact,       &[M::Btf, M::CgroupV2]),
+    way(Fault::Aim, Direction::In,  M::Tcx,          &[M::Btf, M::CgroupFields, M::CgroupV2]),
+    way(Fault::Aim, Direction::In,  M::Clsact,       &[M::Btf, M::CgroupFields, M::CgroupV2]),
+    way(Fault::Aim, Direction::Out, M::Tcx,          &[M::Btf, M::CgroupFields, M::CgroupV2]),
+    way(Fault::Aim, Direction::Out, M::Clsact,       &[M::Btf, M::CgroupFields, M::CgroupV2]),
+    at_file(M::Lsm),
+    at_file(M::FmodRetSecurity),
+    at_file(M::Fentry),
+    at_file(M::RawTracepoint),
     call(Fault::IoError,   M::Lsm),
     call(Fault::IoError,   M::FmodRetSecurity),
     call(Fault::IoDelay,   M::Lsm),
     call(Fault::IoDelay,   M::FmodRetSecurity),
     call(Fault::IoDelay,   M::Fentry),
     call(Fault::IoDelay,   M::RawTracepoint),
-    way(Fault::IoCorrupt, Direction::Call, M::Fexit, &[M::Btf, M::BpfLoop, M::ProbeWriteUser]),
+    way(Fault::IoCorrupt, Direction::Call, M::Fexit, &[M::Btf, M::CallFields, M::BpfLoop, M::ProbeWriteUser]),
     way(Fault::IoSlow, Direction::Call, M::IoMax, &[M::CgroupV2]),
     call(Fault::SysError,  M::FmodRetSyscall),
     call(Fault::SysError,  M::KprobeOverride),
@@ -368,12 +398,17 @@ pub const WAYS: &[Way] = &[
     call(Fault::SockError, M::FmodRetSecurity),
     call(Fault::Deny,      M::Lsm),
     call(Fault::Deny,      M::FmodRetSecurity),
-    way(Fault::TimeSkew, Direction::Call, M::VdsoPatch, &[M::Btf, M::BpfLoop, M::RawTracepoint]),
-    way(Fault::TimeSkewRaw, Direction::Call, M::Fexit, &[M::Btf, M::RawTracepoint, M::ProbeWriteUser]),
+    way(Fault::TimeSkew, Direction::Call, M::VdsoPatch, &[M::Btf, M::CallFields, M::ClockFields, M::BpfLoop, M::RawTracepoint]),
+    way(Fault::TimeSkewRaw, Direction::Call, M::Fexit, &[M::Btf, M::CallFields, M::ClockFields, M::RawTracepoint, M::ProbeWriteUser]),
 ];
 
+const fn at_file(mechanism: M) -> Way {
+    let needs = &[M::Btf, M::CallFields, M::FileFields, M::BpfLoop];
+    way(Fault::AimAtFile, Direction::Call, mechanism, needs)
+}
+
 const fn call(fault: Fault, mechanism: M) -> Way {
-    way(fault, Direction::Call, mechanism, &[M::Btf, M::BpfLoop])
+    way(fault, Direction::Call, mechanism, &[M::Btf, M::CallFields, M::BpfLoop])
 }
 
 /// The ways to have a fault, the best first.
@@ -409,7 +444,7 @@ mod tests {
             assert!(seen.insert(mechanism), "{mechanism} twice");
         }
         // The last variant: whoever adds one is reminded of the list.
-        assert_eq!(M::VdsoPatch as usize + 1, M::ALL.len());
+        assert_eq!(M::CgroupFields as usize + 1, M::ALL.len());
     }
 
     #[test]

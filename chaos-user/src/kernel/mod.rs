@@ -10,6 +10,7 @@ pub mod code;
 pub mod counters;
 pub mod detour;
 pub mod ethtool;
+pub mod fields;
 pub mod filter;
 mod gone;
 pub mod hold;

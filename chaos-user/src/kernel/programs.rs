@@ -3,31 +3,35 @@
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
+    time::Duration,
 };
 
 use aya::{
-    Ebpf, EbpfLoader, Pod,
+    Ebpf, EbpfLoader, Pod, VerifierLogLevel,
     maps::{Array, HashMap, LpmTrie, Map, PerCpuArray, PerCpuValues, SkStorage, lpm_trie::Key},
     programs::{CgroupSock, CgroupSockAddr, Program, ProgramError, ProgramFd, SchedClassifier, Xdp},
     util::nr_cpus,
 };
 use chaos_ebpf::{
-    abi::{
-        self, CgroupOffsets, Control, DIRECTIONS, Direction, RuleState, Session, Setup, effect, map, program,
-    },
+    abi::{self, Control, DIRECTIONS, Direction, MONOTONIC, RuleState, Session, Setup, effect, map, program},
     classify::End,
     decide::random_start,
 };
+
+use nix::time::{ClockId, clock_gettime};
 
 use super::{
     Error, Result,
     btf::KernelTypes,
     counters::{Counters, MapIds},
-    maps, object,
+    fields, maps, object,
     peers::{self, ProfileIds},
     sys,
 };
-use crate::fault::{Prefixes, Tables};
+use crate::{
+    fault::{Prefixes, Tables},
+    host::release,
+};
 
 /// The address maps of each end: whole IPv4 addresses, IPv4 prefixes, and the same for IPv6.
 const ADDRESS_MAPS: [(End, [&str; 4]); 2] = [
@@ -74,14 +78,9 @@ impl Programs {
     /// The kernel's, with the end of the verifier's log.
     pub fn load(tables: &Tables, seed: u64, environment: Environment) -> Result<Self> {
         let types = KernelTypes::read()?;
-        let cgroup =
-            if tables.cgroups.is_empty() { CgroupOffsets::default() } else { cgroup_offsets(types)? };
-        let setup = Setup {
-            cgroup,
+        let mut setup = Setup {
             owner_tgid: environment.owner_tgid,
             ethernet: environment.ethernet.into(),
-            tgid_offset: types.offset("task_struct", "tgid")?,
-            parent_offset: types.offset("task_struct", "real_parent")?,
             ifindex: environment.ifindex,
             place: environment.place,
             links: environment.near,
@@ -89,9 +88,16 @@ impl Programs {
             generation: environment.generation,
             protect: environment.protect,
             session: environment.session,
+            ahead_of_real: ahead_of_real()?,
             ..tables.setup
         };
+        fields::look_up(fields::OF_PROCESSES, types, &mut setup)?;
+        if !tables.cgroups.is_empty() {
+            fields::look_up(fields::OF_CGROUPS, types, &mut setup.cgroup)?;
+        }
         let mut loader = EbpfLoader::new();
+        // Without statistics, whose words differ from version to version: what is said last is why.
+        loader.verifier_log_level(VerifierLogLevel::DEBUG);
         loader.override_global(map::SETUP, &setup, true);
         for (name, entries) in sizes(tables) {
             loader.map_max_entries(name, entries);
@@ -344,16 +350,6 @@ impl Programs {
     }
 }
 
-fn cgroup_offsets(types: &KernelTypes) -> Result<CgroupOffsets> {
-    Ok(CgroupOffsets {
-        of_socket: types.offset("sock", "sk_cgrp_data")?,
-        level: types.offset("cgroup", "level")?,
-        ancestors: types.offset("cgroup", "ancestors")?,
-        node: types.offset("cgroup", "kn")?,
-        node_id: types.offset("kernfs_node", "id")?,
-    })
-}
-
 /// So many addresses of a family more can names come to stand for in one run; a name has rarely ten.
 pub const NAMES_ROOM: u32 = 1024;
 
@@ -400,8 +396,31 @@ fn lengths<A>(prefixes: Option<&Prefixes<A>>, longest: u8) -> (u32, u32) {
 fn refused(name: &'static str, error: ProgramError) -> Error {
     match error {
         ProgramError::LoadError { io_error, verifier_log } => {
-            Error::new("bpf(BPF_PROG_LOAD)", sys::said_of(name, &verifier_log.to_string()), io_error)
+            let error =
+                Error::new("bpf(BPF_PROG_LOAD)", sys::said_of(name, &verifier_log.to_string()), io_error);
+            match KernelTypes::read() {
+                Ok(types) => fields::explain(error, types),
+                Err(_) => error,
+            }
         }
         error => Error::aya("load", name, &error),
     }
+}
+
+/// See [`Setup::ahead_of_real`]. A kernel that says that it is older may know of other clocks all the same: it then takes the
+/// time for what it is, and says so in its log.
+fn ahead_of_real() -> Result<u64> {
+    const ASKS_FOR_THE_CLOCK: (u32, u32) = (7, 2);
+    if !release::is_at_least(&release::running()?, ASKS_FOR_THE_CLOCK) {
+        return Ok(MONOTONIC);
+    }
+    let now = |clock: ClockId, name: &str| {
+        let time = clock_gettime(clock).map_err(|errno| Error::new("clock_gettime", name, errno.into()))?;
+        Ok::<_, Error>(Duration::from(time))
+    };
+    // Whole seconds, whatever passes between the two.
+    let (real, tai) =
+        (now(ClockId::CLOCK_REALTIME, "CLOCK_REALTIME")?, now(ClockId::CLOCK_TAI, "CLOCK_TAI")?);
+    let ahead = (tai.saturating_sub(real) + Duration::from_millis(500)).as_secs();
+    Ok(Duration::from_secs(ahead).as_nanos() as u64)
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use chaos_ebpf::{
     abi::{self, Control, Count, Direction, HookState, RuleState},
-    call::{self, Offsets, Setup},
+    call::{self, Setup},
     time::{Block, EVENT_BYTES, HOLD_CAP, MAX_CPUS, STUCK_CAP, Tally, Watch, map, program},
 };
 
@@ -16,6 +16,7 @@ use super::{
     calls::{self, Attached, Exempt},
     code::Code,
     counters::MapIds,
+    fields,
     hold::{Events, Holds},
     hook::Site,
     maps,
@@ -267,12 +268,8 @@ fn setup(
     rewrite: Rewrite,
     types: &KernelTypes,
 ) -> Result<Setup> {
-    let at = Offsets {
-        mm_vdso: types.offset_within("mm_struct", "context", "vdso")?,
-        mm_vdso_image: types.offset_within("mm_struct", "context", "vdso_image")?,
-        image_size: types.offset("vdso_image", "size")?,
-        ..calls::offsets(types)?
-    };
+    let mut at = calls::offsets(types)?;
+    fields::look_up(fields::OF_CLOCKS, types, &mut at)?;
     let Holding { most, hold_ns, stuck_ns } = holding;
     let watch = Watch { hold_ns, stuck_ns, most, rewrite_all: u32::from(rewrite == Rewrite::All) };
     // The one rule there is.

@@ -72,6 +72,9 @@ struct Picked {
     why: String,
 }
 
+/// In the verifier's words, a hook of the security modules at which BPF is not let.
+const DISABLED: &str = "points to disabled hook";
+
 /// The first mechanism that has a hook for a unit, and is not refused.
 fn pick(
     unit: Unit,
@@ -81,7 +84,10 @@ fn pick(
     refusals: &Refusals,
 ) -> Result<Picked, CallsError> {
     let mut passed_over = Vec::new();
-    let mut remedy = "leave --by out, to have it by whichever can";
+    let mut remedy = match by {
+        Some(_) => "leave --by out, to have it by whichever can",
+        None => "use a kernel that has a hook for it",
+    };
     for mechanism in hook::mechanisms(effect).filter(|it| by.is_none_or(|by| by == *it)) {
         let refused = [None, Some(unit)].into_iter().find_map(|unit| refusals.get(&(mechanism, unit)));
         let places = places(unit, mechanism, types);
@@ -89,7 +95,10 @@ fn pick(
             _ if places.is_empty() => passed_over.push(format!("{mechanism} has no hook for it")),
             Some(reason) => {
                 passed_over.push(format!("{mechanism}: {reason}"));
-                remedy = mechanism.remedy();
+                // No parameter makes it a hook for BPF that the kernel has not (`bpf_lsm_disabled_hooks`).
+                if !reason.contains(DISABLED) {
+                    remedy = mechanism.remedy();
+                }
             }
             None => {
                 let why = match &passed_over[..] {

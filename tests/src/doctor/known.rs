@@ -29,8 +29,8 @@ pub(super) struct Known {
     pub(super) loss_out: &'static [M],
 }
 
-/// Debian leaves out error injection (and cannot override results of system calls, only the security modules'). tcx
-/// is of Linux 6.6.
+/// Debian leaves out error injection (and cannot override results of system calls, only the security modules') before 7.2,
+/// which has it for `fmod_ret` alone. tcx is of Linux 6.6.
 const KERNELS: &[Known] = &[
     Known {
         name: "Debian's 6.1 for clouds",
@@ -60,6 +60,15 @@ const KERNELS: &[Known] = &[
         config: Some("CONFIG_BPF_KPROBE_OVERRIDE=y"),
         lockdown: "none",
         missing: &[],
+        loss_in: &[M::XdpNative, M::Tcx, M::Clsact],
+        loss_out: &[M::Tcx, M::Clsact],
+    },
+    Known {
+        name: "Debian's 7.2 for clouds",
+        release: "7.*-cloud-amd64",
+        config: None,
+        lockdown: "none",
+        missing: &[(M::KprobeOverride, "bpf_override_return")],
         loss_in: &[M::XdpNative, M::Tcx, M::Clsact],
         loss_out: &[M::Tcx, M::Clsact],
     },

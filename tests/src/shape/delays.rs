@@ -10,12 +10,13 @@ use crate::{
     ensure,
     error::{Context, Failure, Result},
     faultline::Faultline,
-    harness::rounds,
+    harness::{KernelLog, patience, rounds},
     inventory::Inventory,
-    lab::{Family, NEAR_DEVICE},
+    lab::{FAR_DEVICE, Family, NEAR_DEVICE},
     stats::acceptance,
     traffic::{
         Counters, Flood,
+        frames::Frames,
         probe::{Pace, Probe},
     },
 };
@@ -46,6 +47,38 @@ pub(super) fn constant() -> Result {
         ensure!(counted == [expected; 2] && count(&summary, "queue_lost")? == 0, "{summary}");
         ensure!(median(&flows.delays(&what("after"))?) < NOISE, "slow after");
     }
+    Ok(())
+}
+
+/// What is not IP has no kind of time that a program could give it, and newer kernels' fq asks for one: it waits all the same,
+/// and the kernel has nothing to say of it.
+pub(super) fn what_is_not_ip() -> Result {
+    /// For experiments on a link (IEEE 802), and ARP's.
+    const TYPES: [[u8; 2]; 2] = [[0x88, 0xb5], [0x08, 0x06]];
+    const EACH: usize = 10;
+    let lab = lab()?;
+    let mut log = KernelLog::open()?;
+    let mut frames = Frames::open((&lab.near, NEAR_DEVICE), (&lab.far, FAR_DEVICE))?;
+    let mut times = |when: &str| -> Result<Vec<i64>> {
+        let kinds = TYPES.into_iter().cycle().take(EACH * TYPES.len());
+        kinds
+            .map(|kind| {
+                let took = frames.time(&[&kind[..], &[0; 46]].concat(), patience(Duration::from_secs(2)))?;
+                Ok(took.context(format_args!("{when}: {kind:x?} does not come"))?.as_millis() as i64)
+            })
+            .collect()
+    };
+    let before = times("before")?;
+    ensure!(median(&before) < NOISE, "before: {before:?}");
+    let fault = arm(&lab, &format!("delay {ASKED}ms --direction out"))?;
+    let during = times("during")?;
+    let middle = median(&during);
+    ensure!((ASKED - 1..ASKED + NOISE).contains(&middle), "during: {during:?}");
+    end(&fault)?;
+    let after = times("after")?;
+    ensure!(median(&after) < NOISE, "after: {after:?}");
+    let said = log.of("fq:")?;
+    ensure!(said.is_empty(), "the kernel's log: {said:?}");
     Ok(())
 }
 

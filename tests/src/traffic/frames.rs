@@ -7,7 +7,10 @@
 use std::{
     os::fd::{AsFd, AsRawFd, OwnedFd},
     sync::atomic::{AtomicU16, Ordering},
+    time::{Duration, Instant},
 };
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{
     barrier::{BATCH, Barrier, Pin},
@@ -15,7 +18,7 @@ use super::{
 };
 use crate::{
     ensure,
-    error::{Result, check},
+    error::{Context, Result, check},
     lab::Netns,
 };
 
@@ -54,14 +57,11 @@ impl Frames {
     ///
     /// The kernel's, also that it refused to send one.
     pub fn send(&mut self, frames: &[Vec<u8>]) -> Result<Vec<u32>> {
-        static RUNS: AtomicU16 = AtomicU16::new(1);
-        let run = RUNS.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+        let run = run();
         let _pin = Pin::here()?;
         let mut came = vec![0; frames.len()];
-        let numbered: Vec<Vec<u8>> = (0_u16..)
-            .zip(frames)
-            .map(|(number, frame)| [&NOBODY, &OURS[..], &run, &number.to_be_bytes(), frame].concat())
-            .collect();
+        let numbered: Vec<Vec<u8>> =
+            (0_u16..).zip(frames).map(|(number, frame)| numbered(run, number, frame)).collect();
         for batch in numbered.chunks(BATCH) {
             let (sent, error) = send_many(self.sender.as_fd(), batch);
             ensure!(sent == batch.len(), "{sent} of {} frames sent, then {error:?}", batch.len());
@@ -74,6 +74,38 @@ impl Frames {
         }
         Ok(came)
     }
+
+    /// Sends a frame, given as to [`send`](Self::send), and says how long it took to come out, if it did in this time.
+    ///
+    /// # Errors
+    ///
+    /// As of [`send`](Self::send).
+    pub fn time(&mut self, frame: &[u8], within: Duration) -> Result<Option<Duration>> {
+        let run = run();
+        let begun = Instant::now();
+        let (sent, error) = send_many(self.sender.as_fd(), &[numbered(run, 0, frame)]);
+        ensure!(sent == 1, "the frame is not sent: {error:?}");
+        loop {
+            let Some(left) = within.checked_sub(begun.elapsed()) else { return Ok(None) };
+            let mut polled = [PollFd::new(self.tap.as_fd(), PollFlags::POLLIN)];
+            poll(&mut polled, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)).context("poll")?;
+            let mut came = false;
+            self.inbox.drain(self.tap.as_fd(), |frame| came |= number(frame, run).is_some())?;
+            if came {
+                return Ok(Some(begun.elapsed()));
+            }
+        }
+    }
+}
+
+/// That of one call.
+fn run() -> [u8; 2] {
+    static RUNS: AtomicU16 = AtomicU16::new(1);
+    RUNS.fetch_add(1, Ordering::Relaxed).to_be_bytes()
+}
+
+fn numbered(run: [u8; 2], number: u16, frame: &[u8]) -> Vec<u8> {
+    [&NOBODY, &OURS[..], &run, &number.to_be_bytes(), frame].concat()
 }
 
 fn number(frame: &[u8], run: [u8; 2]) -> Option<usize> {

@@ -42,6 +42,7 @@ use self::{flag::Thread, host::Host};
 use super::{
     Error,
     btf::{KernelTypes, VMLINUX},
+    fields,
     mechanism::Mechanism as M,
     own_thread,
 };
@@ -167,6 +168,7 @@ fn in_own_thread(
         .map_err(|source| Error::new("clone", "a thread", source))
         .and_then(|thread| thread.join().unwrap_or_else(unread));
     answers.push((M::Btf, btf(&types)));
+    answers.extend(FIELDS.map(|mechanism| (mechanism, fields(mechanism, types.as_ref().ok().copied()))));
     answers.extend(tracing::probe(thread, host, types.as_ref().ok().copied()));
     answers
 }
@@ -174,6 +176,25 @@ fn in_own_thread(
 /// Whether the kernel has types, and these can be read.
 fn btf(types: &Result<&'static KernelTypes, Error>) -> Answer {
     types.as_ref().map(|_| None).map_err(|error| Refusal::missing(sentence(error)))
+}
+
+/// What is said of fields.
+const FIELDS: [M; 5] = [M::CallFields, M::FileFields, M::ClockFields, M::ProcessFields, M::CgroupFields];
+
+/// Whether the kernel has all the fields of one kind.
+fn fields(of: M, types: Option<&KernelTypes>) -> Answer {
+    let Some(types) = types else { return Err(Refusal::missing("there is no btf")) };
+    let missing = match of {
+        M::CallFields => fields::missing(fields::OF_CALLS, types),
+        M::FileFields => fields::missing(fields::OF_FILES, types),
+        M::ClockFields => fields::missing(fields::OF_CLOCKS, types),
+        M::ProcessFields => fields::missing(fields::OF_PROCESSES, types),
+        _ => fields::missing(fields::OF_CGROUPS, types),
+    }?;
+    match missing.is_empty() {
+        true => Ok(None),
+        false => Err(Refusal::missing(format!("there is no {} in {VMLINUX}", missing.join(", ")))),
+    }
 }
 
 /// One sentence: the call, its object, the errno by its name, and what else the kernel said.

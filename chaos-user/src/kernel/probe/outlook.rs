@@ -9,13 +9,15 @@ use std::{
 };
 
 use aya_obj::generated::{bpf_attach_type, bpf_func_id, bpf_prog_type};
-use nix::sys::utsname::uname;
 
 use super::{
     Answer, M, Refusal, State, cgroup, flag::load_raw, helper, host, insn::Code, mounts, perf, probes,
     tracing,
 };
-use crate::kernel::{Error, btf::KernelTypes};
+use crate::{
+    host::release,
+    kernel::{Error, btf::KernelTypes},
+};
 
 /// What was found so far; each mechanism is looked for when it is first asked for.
 #[derive(Debug, Default)]
@@ -43,6 +45,9 @@ fn look(mechanism: M) -> Answer {
     let of_call = |attach| traced(bpf_prog_type::BPF_PROG_TYPE_TRACING, attach, &probes::syscall());
     match mechanism {
         M::Btf => Ok(KernelTypes::read().map(|_| None)?),
+        M::CallFields | M::FileFields | M::ClockFields | M::ProcessFields | M::CgroupFields => {
+            super::fields(mechanism, Some(KernelTypes::read()?))
+        }
         M::TestRun => Ok(helper::test_run()?),
         M::BpfLoop => helper::bpf_loop(),
         M::XdpNative | M::XdpGeneric => attach_type("BPF_XDP"),
@@ -132,8 +137,7 @@ fn built_in_or_module(module: &str, of_its_own: &str) -> Answer {
 
 /// Whether the modules that lie ready for this kernel have one of this name.
 fn modules(name: &str) -> Result<bool, Error> {
-    let release = uname().map_err(|errno| Error::new("uname", "this kernel", errno.into()))?;
-    let folder = PathBuf::from("/lib/modules").join(release.release());
+    let folder = PathBuf::from("/lib/modules").join(release::running()?);
     let mut listed = false;
     for file in ["modules.dep", "modules.builtin"] {
         let path = folder.join(file);

@@ -8,6 +8,8 @@ use crate::{
     host::{Capability, Use, rights},
     kernel::{
         Error,
+        btf::KernelTypes,
+        fields::{self, Place},
         mechanism::{Fault, Mechanism, Mechanism as M, WAYS, Way, ways},
     },
 };
@@ -107,6 +109,8 @@ pub struct Report {
     pub mechanisms: Vec<Finding>,
     /// Fault by fault.
     pub faults: Vec<FaultSupport>,
+    /// Field by field of the kernel's structures that programs read; nothing if its types cannot be read.
+    pub fields: Vec<Place>,
 }
 
 impl Report {
@@ -155,6 +159,7 @@ impl Report {
             security_modules: host.security_modules.as_ref().ok().cloned(),
             mechanisms,
             faults,
+            fields: KernelTypes::read().and_then(fields::places).unwrap_or_default(),
         }
     }
 
