@@ -25,14 +25,22 @@ do not edit. `cargo xtask test` holds the doctor's answers against what is known
 mechanism that it calls available.
 ";
 
+const FIELDS: &str = "\
+## Fields that are read
+
+Of the kernel's structures, by name from its BTF when a run begins: how many bytes lie before each. A name is looked for in parts
+that have none of their own as well. Just those faults that need a field which is not found are refused, by its name; the doctor's
+table has them as `call_fields`, `file_fields`, `clock_fields`, `process_fields` and `cgroup_fields`.";
+
 /// What the doctor says, as far as the table has it.
 #[derive(Debug, Deserialize)]
-struct Report {
-    kernel: String,
+pub(crate) struct Report {
+    pub(crate) kernel: String,
     lockdown: Option<String>,
     security_modules: Option<Vec<String>>,
     mechanisms: Vec<Finding>,
     faults: Vec<Support>,
+    fields: Vec<Place>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -51,8 +59,27 @@ struct Support {
     fallbacks: Vec<String>,
 }
 
+#[derive(Debug, Deserialize)]
+struct Place {
+    field: String,
+    path: Option<String>,
+    offset: Option<u32>,
+}
+
 /// A kernel's name here, and what the doctor says of it.
-type Column = (String, Report);
+pub(crate) type Column = (String, Report);
+
+impl Report {
+    /// The mechanisms that another kernel has and this one has not.
+    pub(crate) fn lacks<'a>(&self, other: &'a Self) -> Vec<&'a str> {
+        let has = |report: &Self, name: &str| {
+            let mut found = report.mechanisms.iter().filter(|it| it.mechanism == name);
+            found.any(|it| it.state == "available")
+        };
+        let names = other.mechanisms.iter().map(|it| it.mechanism.as_str());
+        names.filter(|name| has(other, name) && !has(self, name)).collect()
+    }
+}
 
 /// `cargo xtask kernels`.
 ///
@@ -64,14 +91,26 @@ pub(crate) fn run() -> Result<()> {
     setup::guest_tools()?;
     let folder = build(&["faultline"])?;
     let mut columns = vec![("host".to_owned(), host(as_root(&folder.join("faultline")))?)];
-    for (name, lines) in Guests::new(&[])?.say("faultline doctor --json")? {
-        columns.push((name.clone(), parse(&lines).with_context(|| format!("the doctor in guest {name}"))?));
-    }
+    columns.extend(ask(&Guests::new(&[])?)?);
     let path = workspace().join(FILE);
     fs::create_dir_all(path.parent().context("a file without a folder")?)?;
     fs::write(&path, page(&columns)?).with_context(|| format!("writing {}", path.display()))?;
     println!("{FILE} is written");
     Ok(())
+}
+
+/// Asks the doctor in each guest.
+///
+/// # Errors
+///
+/// If it does not answer.
+pub(crate) fn ask(guests: &Guests) -> Result<Vec<Column>> {
+    let said = guests.say("faultline doctor --json")?.into_iter();
+    said.map(|(name, lines)| {
+        let report = parse(&lines).with_context(|| format!("the doctor in guest {name}"))?;
+        Ok((name, report))
+    })
+    .collect()
 }
 
 /// The doctor ends with 3 where Faultline cannot work, and says why all the same.
@@ -108,6 +147,12 @@ fn page(columns: &[Column]) -> Result<String> {
     for Support { fault, direction, .. } in &first.faults {
         let cells: Vec<String> = columns.iter().map(|(_, report)| ways(report, fault, direction)).collect();
         row(&mut page, &format!("{fault} {direction}"), &cells)?;
+    }
+    writeln!(page, "\n{FIELDS}")?;
+    head(&mut page, "field", &names)?;
+    for Place { field, .. } in &first.fields {
+        let cells: Vec<String> = columns.iter().map(|(_, report)| place(report, field)).collect();
+        row(&mut page, field, &cells)?;
     }
     writeln!(page, "\n## Why not\n")?;
     for (number, (mechanism, why)) in (1..).zip(&causes.0) {
@@ -150,6 +195,16 @@ impl Causes {
     }
 }
 
+/// Where a field lies, with the name that it has there if that is another.
+fn place(report: &Report, field: &str) -> String {
+    let found = report.fields.iter().find(|place| place.field == field);
+    match found.and_then(|place| Some((place.path.as_ref()?, place.offset?))) {
+        None => "no".into(),
+        Some((path, offset)) if field.ends_with(&format!(".{path}")) => offset.to_string(),
+        Some((path, offset)) => format!("{offset} as {path}"),
+    }
+}
+
 fn ways(report: &Report, fault: &str, direction: &str) -> String {
     let support = report.faults.iter().find(|other| other.fault == fault && other.direction == direction);
     match support.and_then(|support| Some((support.mechanism.as_ref()?, &support.fallbacks))) {
@@ -166,9 +221,20 @@ mod tests {
     fn column(name: &str, mechanisms: &str) -> Column {
         let text = format!(
             r#"{{"kernel":"1.0","lockdown":null,"security_modules":["a","b"],"mechanisms":[{mechanisms}],
-                "faults":[{{"fault":"loss","direction":"in","mechanism":"x","fallbacks":["y","z"]}}]}}"#
+                "faults":[{{"fault":"loss","direction":"in","mechanism":"x","fallbacks":["y","z"]}}],
+                "fields":[{{"field":"s.a","path":"a","offset":8}},{{"field":"s.b","path":"u.b","offset":16}},
+                          {{"field":"s.c","path":null,"offset":null}}]}}"#
         );
         (name.to_owned(), parse(&text).expect("it is a report"))
+    }
+
+    #[test]
+    fn what_is_lacked() {
+        let of = |state: &str| column("x", &format!(r#"{{"mechanism":"m","state":"{state}"}}"#)).1;
+        assert_eq!(of("missing").lacks(&of("available")), ["m"]);
+        assert_eq!(of("untried").lacks(&of("available")), ["m"]);
+        assert!(of("available").lacks(&of("available")).is_empty());
+        assert!(of("available").lacks(&of("missing")).is_empty());
     }
 
     #[test]
@@ -181,6 +247,7 @@ mod tests {
             "| old | 1.0 | unknown | a, b |",
             "| mechanism | host | old | older |\n|---|---|---|---|\n| m | yes | no (1) | no (1) |",
             "| loss in | x, else y, z | x, else y, z | x, else y, z |",
+            "| s.a | 8 | 8 | 8 |\n| s.b | 16 as u.b | 16 as u.b | 16 as u.b |\n| s.c | no | no | no |",
             "\n1. `m`: `c`; r\n",
         ] {
             assert!(page.contains(line), "{line}\n{page}");

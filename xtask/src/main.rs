@@ -10,6 +10,7 @@ mod guests;
 mod kernels;
 mod lint;
 mod matrix;
+mod newest;
 mod peers;
 mod setup;
 mod soak;
@@ -44,7 +45,11 @@ enum Command {
     /// Have each system call of the injector fail once, and see that it says so and leaves nothing
     Failing(failing::Options),
     /// Ask the doctor on every kernel and write docs/kernels.md
-    Kernels,
+    Kernels {
+        /// Say in one line what the newest kernel that can be had breaks, and write nothing
+        #[arg(long)]
+        newest: bool,
+    },
     /// Measure what a decision costs, beside bare programs, strace and libfaketime
     Bench {
         /// Only this
@@ -67,7 +72,8 @@ fn main() -> ExitCode {
         Command::Vm(options) => guests::run(&options),
         Command::Soak(options) => soak::run(&options),
         Command::Failing(options) => failing::run(&options),
-        Command::Kernels => kernels::run(),
+        Command::Kernels { newest: false } => kernels::run(),
+        Command::Kernels { newest: true } => newest::run(),
         Command::Bench { part } => bench::run(part),
         Command::Peers => peers::run(),
         Command::Fidelity { filter } => fidelity::run(&filter),

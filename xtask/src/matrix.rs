@@ -7,11 +7,8 @@ use anyhow::{Result, bail};
 use crate::{
     cells::Cells,
     test::Counts,
-    vm::{NEWEST, Outcome, TestResult},
+    vm::{Outcome, TestResult},
 };
-
-/// Kernels whose failures are shown and do not count.
-const UNCOUNTED: [&str; 1] = [NEWEST];
 
 /// How many tests the closing table names that took longest.
 const SLOWEST: usize = 20;
@@ -25,12 +22,8 @@ pub(crate) struct Matrix {
     cells: BTreeMap<(String, String), TestResult>,
     /// What is wrong beyond a test that failed.
     broken: Vec<String>,
-    /// The same on kernels that do not count.
-    uncounted: Vec<String>,
     /// The runs that a machine which stood still made worthless, and why.
     disturbed: Vec<String>,
-    /// Kernels that count though they would not.
-    named: Vec<String>,
 }
 
 impl Matrix {
@@ -45,27 +38,16 @@ impl Matrix {
         if !self.tests.contains(&result.test) {
             self.tests.push(result.test.clone());
         }
-        if result.outcome == Outcome::Again && self.counts_for(kernel) {
+        if result.outcome == Outcome::Again {
             self.disturbed.push(format!("{kernel} {}: {}", result.test, result.reason));
         }
         self.cells.insert((result.test.clone(), kernel.into()), result);
     }
 
-    /// Has these kernels count, whichever they are.
-    pub(crate) fn count(&mut self, kernels: &[String]) {
-        self.named.extend_from_slice(kernels);
-    }
-
-    fn counts_for(&self, kernel: &str) -> bool {
-        !UNCOUNTED.contains(&kernel) || self.named.iter().any(|named| named == kernel)
-    }
-
     /// Notes that a kernel's run did not go as it should.
     pub(crate) fn broken(&mut self, kernel: &str, words: String) {
         println!("{kernel} {words}");
-        let words = format!("{kernel} {words}");
-        let counts = self.counts_for(kernel);
-        if counts { &mut self.broken } else { &mut self.uncounted }.push(words);
+        self.broken.push(format!("{kernel} {words}"));
         self.know(kernel);
     }
 
@@ -120,23 +102,16 @@ impl Matrix {
         for words in &self.disturbed {
             println!("  {words}");
         }
-        if !self.uncounted.is_empty() || self.failures(false).next().is_some() {
-            println!("\nfailed on {}, which does not count yet:", UNCOUNTED.join(", "));
-            let failed = self.failures(false).map(|(words, _)| words);
-            for words in self.uncounted.iter().cloned().chain(failed) {
-                println!("  {words}");
-            }
-        }
     }
 
     fn cell(&self, test: &str, kernel: &str) -> Option<&TestResult> {
         self.cells.get(&(test.to_string(), kernel.to_string()))
     }
 
-    /// How many cells of the kernels that count came out how. A test that began and did not end has failed.
+    /// How many cells came out how. A test that began and did not end has failed.
     pub(crate) fn counts(&self) -> Counts {
         let mut found = Counts::default();
-        for (_, result) in self.cells.iter().filter(|((_, kernel), _)| self.counts_for(kernel)) {
+        for result in self.cells.values() {
             match result.outcome {
                 Outcome::Pass => found.passed += 1,
                 Outcome::Skip => found.skipped += 1,
@@ -146,16 +121,21 @@ impl Matrix {
         found
     }
 
-    /// Tests that failed on kernels that count, or on those that do not, in words.
-    fn failures(&self, counted: bool) -> impl Iterator<Item = (String, &TestResult)> {
-        let cells = self.cells.iter().filter(move |((_, kernel), _)| self.counts_for(kernel) == counted);
-        cells.filter_map(|((test, kernel), result)| match result.outcome {
+    /// Tests that failed, in words.
+    fn failures(&self) -> impl Iterator<Item = (String, &TestResult)> {
+        self.cells.iter().filter_map(|((test, kernel), result)| match result.outcome {
             Outcome::Fail => Some((format!("{test} failed on {kernel}: {}", result.reason), result)),
             Outcome::Running | Outcome::Again => {
                 Some((format!("{test} began on {kernel} and did not end"), result))
             }
             Outcome::Pass | Outcome::Skip => None,
         })
+    }
+
+    /// What is not as it should be: tests by their names, and what else it is in words.
+    pub(crate) fn wrong(&self) -> Vec<String> {
+        let failed = self.failures().map(|(_, result)| result.test.clone());
+        failed.chain(self.broken.iter().cloned()).collect()
     }
 
     /// Whether all is as it should be.
@@ -165,7 +145,7 @@ impl Matrix {
     /// If anything failed; the message says what.
     pub(crate) fn verdict(&self, more: &[String]) -> Result<()> {
         let mut wrong: Vec<String> = self.broken.iter().chain(more).cloned().collect();
-        wrong.extend(self.failures(true).map(|(words, _)| words));
+        wrong.extend(self.failures().map(|(words, _)| words));
         if wrong.is_empty() {
             return Ok(());
         }
@@ -213,18 +193,6 @@ mod tests {
         assert!(matrix.verdict(&[]).is_ok());
         matrix.accept("6.1", &line("a", "fail"));
         assert_eq!(matrix.counts(), Counts { passed: 1, failed: 1, skipped: 0 });
-        assert!(matrix.verdict(&[]).is_err());
-    }
-
-    #[test]
-    fn what_does_not_count_yet_fails_nothing() {
-        let mut matrix = Matrix::default();
-        matrix.accept(NEWEST, &line("a", "fail"));
-        matrix.broken(NEWEST, "panicked".into());
-        matrix.hold_against(&Cells::of(&[("b", &[(NEWEST, "gate")])]), NEWEST, false);
-        assert_eq!(matrix.counts(), Counts::default());
-        assert!(matrix.verdict(&[]).is_ok());
-        matrix.count(&[NEWEST.to_owned()]);
         assert!(matrix.verdict(&[]).is_err());
     }
 
