@@ -72,8 +72,8 @@ struct Picked {
     why: String,
 }
 
-/// In the verifier's words, a hook of the security modules at which BPF is not let.
-const DISABLED: &str = "points to disabled hook";
+/// In the verifier's words, what is at a function of the security modules at which it does not let BPF.
+pub(super) const DISABLED_HOOK: &str = "points to disabled hook";
 
 /// The first mechanism that has a hook for a unit, and is not refused.
 fn pick(
@@ -96,7 +96,7 @@ fn pick(
             Some(reason) => {
                 passed_over.push(format!("{mechanism}: {reason}"));
                 // No parameter makes it a hook for BPF that the kernel has not (`bpf_lsm_disabled_hooks`).
-                if !reason.contains(DISABLED) {
+                if !reason.contains(DISABLED_HOOK) {
                     remedy = mechanism.remedy();
                 }
             }
@@ -210,17 +210,29 @@ fn places(unit: Unit, mechanism: Mechanism, types: &KernelTypes) -> Vec<Placed> 
 /// A mechanism, and the kernel's functions or tracepoints it would be at.
 pub type Choice = (Mechanism, Vec<String>);
 
-/// By what each operation and system call of these rules would be hit on a kernel that has these mechanisms.
+/// By what each operation and system call of these rules would be hit on a kernel that has these mechanisms, and that lets BPF at
+/// these of the security modules' functions.
 #[must_use]
 pub fn preview(
     rules: &[CallRule],
     by: Option<Mechanism>,
     has: impl Fn(Mechanism) -> bool,
+    is_let: impl Fn(&str) -> bool,
     types: &KernelTypes,
 ) -> Vec<(Unit, Result<Choice, CallsError>)> {
     let refused = |mechanism: &Mechanism| !has(*mechanism);
     let asked: BTreeSet<_> = rules.iter().flat_map(|rule| hook::mechanisms(rule.effect())).collect();
-    let refusals = asked.into_iter().filter(refused).map(|it| ((it, None), "not here".to_owned())).collect();
+    let mut refusals: Refusals =
+        asked.iter().copied().filter(refused).map(|it| ((it, None), "not here".to_owned())).collect();
+    if asked.contains(&Mechanism::Lsm) && has(Mechanism::Lsm) {
+        for unit in rules.iter().flat_map(units) {
+            let mut functions = places(unit, Mechanism::Lsm, types).into_iter().map(|it| it.site.function);
+            if let Some(function) = functions.find(|function| !is_let(function)) {
+                let reason = format!("{function} {DISABLED_HOOK}");
+                refusals.insert((Mechanism::Lsm, Some(unit)), reason);
+            }
+        }
+    }
     let choose = |effect, unit| {
         let Picked { mechanism, places, .. } = pick(unit, effect, by, types, &refusals)?;
         // One tracepoint is that of several system calls.

@@ -215,7 +215,8 @@ impl CallPlan {
             let is_known = mechanism.is_none_or(|it| kernel.state(it) != State::Unknown);
             CallHook { what: unit.to_string(), mechanism, functions, missing, is_known }
         };
-        let hooks = wiring::preview(&self.rules, self.by, has, types);
+        let is_let = |function: &str| kernel.lets_bpf(function, types);
+        let hooks = wiring::preview(&self.rules, self.by, has, is_let, types);
         let mut targets = Vec::new();
         for target in &self.targets {
             let processes = target::names(&target.processes()?);

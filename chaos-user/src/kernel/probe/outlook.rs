@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     host::release,
-    kernel::{Error, btf::KernelTypes},
+    kernel::{Error, btf::KernelTypes, wiring::DISABLED_HOOK},
 };
 
 /// What was found so far; each mechanism is looked for when it is first asked for.
@@ -28,6 +28,14 @@ impl Outlook {
     #[must_use]
     pub fn state(&self, mechanism: M) -> State {
         *self.0.borrow_mut().entry(mechanism).or_insert_with(|| State::of(&look(mechanism)))
+    }
+
+    /// Whether BPF is let to this function of the security modules, unless the kernel says that it is not.
+    #[must_use]
+    pub fn lets_bpf(&self, function: &str, types: &KernelTypes) -> bool {
+        let (kind, attach) = (bpf_prog_type::BPF_PROG_TYPE_LSM, bpf_attach_type::BPF_LSM_MAC);
+        let loaded = tracing::load("doctor_look", kind, attach, types, function, &Code::default().exit(0));
+        !matches!(loaded, Err(Refusal::Kernel(error)) if error.object.contains(DISABLED_HOOK))
     }
 
     /// Whether it is known that the kernel has not.
