@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Error, Result,
-    stop::{StopError, while_stopped, while_traced},
+    stop::{StopError, traces, while_stopped, while_traced},
     vdso::Patch,
 };
 use crate::host::{Use, rights};
@@ -90,6 +90,8 @@ pub struct Memory {
     vdso: u64,
 }
 
+/// How long one waits to be a process's tracer: the loop that renews all others does, and a program that is held.
+const MOMENT: Duration = Duration::from_millis(50);
 /// How long a process may take to stand still: one that runs takes microseconds, but each of its threads has to have its
 /// turn for that.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -168,9 +170,13 @@ impl Memory {
         action: impl Fn() -> std::result::Result<(), ClockError> + Sync,
     ) -> std::result::Result<(), ClockError> {
         match action() {
-            Err(ClockError::Unforced) => {
-                TRACERS_ALONE.store(true, Ordering::Relaxed);
-                while_traced(self.process, &action)?
+            Err(ClockError::Unforced) if !traces(self.process) => {
+                let done = while_traced(self.process, MOMENT, &action)?;
+                // What else is refused so (memory that is no more, or that there is no room for) a tracer is refused as well.
+                if done.is_ok() {
+                    TRACERS_ALONE.store(true, Ordering::Relaxed);
+                }
+                done
             }
             done => done,
         }
@@ -204,9 +210,9 @@ static TRACERS_ALONE: AtomicBool = AtomicBool::new(false);
 /// [`ClockError`].
 pub fn as_writer(
     process: u32,
-    action: impl Fn() -> std::result::Result<(), ClockError> + Send,
+    action: impl Fn() -> std::result::Result<(), ClockError> + Sync,
 ) -> std::result::Result<(), ClockError> {
-    if TRACERS_ALONE.load(Ordering::Relaxed) { while_traced(process, action)? } else { action() }
+    if TRACERS_ALONE.load(Ordering::Relaxed) { while_traced(process, MOMENT, &action)? } else { action() }
 }
 
 /// What an error on `/proc/PID/mem` means: memory that is no more reads as nothing.

@@ -187,9 +187,11 @@ impl Clocks {
         let all: Vec<_> =
             processes.changed.iter().map(|(process, changed)| (*process, Arc::clone(changed))).collect();
         drop(processes);
-        let is_lost = |changed: &Changed| match block {
-            Some(block) => changed.set(&self.patch, block).is_err(),
-            None => changed.set_off(&self.patch).is_err(),
+        // One that cannot be written to just now is tried again the next time; its line ends by itself meanwhile.
+        let is_lost = |changed: &Changed| {
+            let done =
+                block.map_or_else(|| changed.set_off(&self.patch), |block| changed.set(&self.patch, block));
+            done.is_err_and(|error| !error.is_passing())
         };
         for (process, lost) in all.into_iter().filter(|(_, changed)| is_lost(changed)) {
             let mut processes = self.lock();

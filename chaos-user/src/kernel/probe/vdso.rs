@@ -44,14 +44,17 @@ struct Child(libc::pid_t);
 
 impl Child {
     fn begin() -> Result<Self, Error> {
-        // SAFETY: the child makes three system calls, and allocates nothing.
+        let parent = std::process::id().cast_signed();
+        // SAFETY: the child makes a few system calls, and allocates nothing.
         match unsafe { libc::fork() } {
-            // SAFETY: as above; should its parent have ended by now, that has said so to nobody else.
+            // SAFETY: as above.
             0 => unsafe {
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                loop {
+                // One that had ended by then says nothing.
+                while libc::getppid() == parent {
                     libc::pause();
                 }
+                libc::_exit(0)
             },
             child if child > 0 => Ok(Self(child)),
             _ => Err(Error::new("fork", "a process to try the vDSO of", io::Error::last_os_error())),
@@ -64,7 +67,9 @@ impl Drop for Child {
         // SAFETY: a child of this process that nobody else waits for.
         unsafe {
             libc::kill(self.0, libc::SIGKILL);
-            libc::waitpid(self.0, std::ptr::null_mut(), 0);
+            while libc::waitpid(self.0, std::ptr::null_mut(), 0) < 0
+                && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
+            {}
         }
     }
 }

@@ -5,9 +5,14 @@ mod task;
 mod thread;
 
 use std::{
+    cell::Cell,
     collections::BTreeSet,
     io,
-    sync::{Condvar, Mutex, PoisonError, mpsc},
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicU8, Ordering},
+        mpsc,
+    },
     time::{Duration, Instant},
 };
 
@@ -17,7 +22,7 @@ use self::{
     task::Stat,
     thread::{AWHILE, Thread},
 };
-use super::{Error, hold, own_thread};
+use super::{Error, hold};
 
 /// Why a process does not stand still.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +71,7 @@ pub fn while_stopped<T: Send>(
     patience: Duration,
     action: impl FnOnce(&mut Stopped) -> Result<T, StopError> + Send,
 ) -> Result<T, StopError> {
-    let traced = || {
+    let traced = |_: &Start| {
         // Those that are to stop may be many, and all want to run.
         hold::first();
         let mut stopped = Stopped { process, threads: Vec::new(), deadline: Instant::now() + patience };
@@ -74,54 +79,94 @@ pub fn while_stopped<T: Send>(
         stopped.let_go();
         done
     };
-    traced_by(process, by_a_tracer(process, traced))
+    let turn = Turn::take(process, patience)?;
+    // SAFETY: never given up.
+    unsafe { by_a_tracer(turn, None, traced) }
 }
 
 /// Does something as the tracer of a process, which goes on meanwhile: there are kernels that let nobody else write into memory
-/// that its owner may not write to.
+/// that its owner may not write to. Who executes a program cannot be traced before that is done, which may take as long as a disk
+/// does: it is not waited for any longer than this.
 ///
 /// # Errors
 ///
-/// [`StopError`].
-pub fn while_traced<T: Send>(process: u32, action: impl FnOnce() -> T + Send) -> Result<T, StopError> {
-    let traced = || {
+/// [`StopError`]; nothing was done then.
+pub fn while_traced<T: Send>(
+    process: u32,
+    patience: Duration,
+    action: &(dyn Fn() -> T + Sync),
+) -> Result<T, StopError> {
+    let traced = |start: &Start| {
         // Somebody may be held for as long.
         hold::first();
-        match Thread::seize(process, process.cast_signed())? {
-            Some(_) => Ok(action()),
-            None => Err(StopError::Gone),
-        }
+        let Some(_traced) = Thread::seize(process, process.cast_signed())? else {
+            return Err(StopError::Gone);
+        };
+        if start.decide(Start::BEGUN) { Ok(action()) } else { Err(Turn::stuck(process)) }
     };
-    traced_by(process, by_a_tracer(process, traced))
+    let end = Instant::now() + patience;
+    let turn = Turn::take(process, patience)?;
+    // SAFETY: what is borrowed is looked at only once it has begun.
+    unsafe { by_a_tracer(turn, Some(end), traced) }
 }
 
-/// What a tracer has done, if there was one.
-fn traced_by<T>(process: u32, done: io::Result<Option<Result<T, StopError>>>) -> Result<T, StopError> {
-    match done {
-        Ok(done) => done.unwrap_or_else(|| {
-            Err(Error::new("ptrace", process.to_string(), io::ErrorKind::Other.into()).into())
-        }),
-        Err(source) => {
-            Err(Error::new("clone", format!("a thread to trace process {process}"), source).into())
-        }
+/// Whether the calling thread is the one by which [`while_stopped`] or [`while_traced`] traces a process.
+pub(super) fn traces(process: u32) -> bool {
+    TRACED.get() == Some(process)
+}
+
+thread_local! {
+    static TRACED: Cell<Option<u32>> = const { Cell::new(None) };
+}
+
+/// Whether a tracer has begun, or was given up before: it decides, or who waits for it.
+#[derive(Default)]
+struct Start(AtomicU8);
+
+impl Start {
+    const BEGUN: u8 = 1;
+    const GIVEN_UP: u8 = 2;
+
+    fn decide(&self, what: u8) -> bool {
+        self.0.compare_exchange(0, what, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 }
 
 /// Does something in a thread of its own, whose tracees are let go of by the kernel as it ends, also those that would not
-/// stop; nothing if it panics. See [`task::bury`] for what this one does meanwhile.
-fn by_a_tracer<T: Send>(process: u32, traced: impl FnOnce() -> T + Send) -> io::Result<Option<T>> {
-    let _turn = Turn::take(process);
+/// stop. It is waited for, unless it has not begun by this time. See [`task::bury`] for what this one does meanwhile.
+///
+/// # Safety
+///
+/// What it borrows it may look at only as long as it cannot be given up, or has decided that it begins; and it owns nothing that
+/// does.
+unsafe fn by_a_tracer<T: Send>(
+    turn: Turn,
+    end: Option<Instant>,
+    traced: impl FnOnce(&Start) -> Result<T, StopError> + Send,
+) -> Result<T, StopError> {
+    let process = turn.0;
+    let start = Arc::<Start>::default();
     let (running, over) = mpsc::channel::<()>();
-    std::thread::scope(|scope| {
-        let tracer = own_thread::begin(scope, move || {
-            let _running = running;
-            traced()
-        })?;
-        while over.recv_timeout(AWHILE) == Err(mpsc::RecvTimeoutError::Timeout) {
-            task::bury(process);
+    let run = {
+        let start = Arc::clone(&start);
+        move || {
+            let (_turn, _running) = (turn, running);
+            TRACED.set(Some(process));
+            traced(&start)
         }
-        Ok(tracer.join().ok())
-    })
+    };
+    // SAFETY: as the caller warrants; it is joined below unless it was given up, and nothing in between panics.
+    let tracer = unsafe { std::thread::Builder::new().spawn_unchecked(run) };
+    let tracer = tracer
+        .map_err(|source| Error::new("clone", format!("a thread to trace process {process}"), source))?;
+    while over.recv_timeout(AWHILE) == Err(mpsc::RecvTimeoutError::Timeout) {
+        task::bury(process);
+        if end.is_some_and(|end| Instant::now() >= end) && start.decide(Start::GIVEN_UP) {
+            return Err(Turn::stuck(process));
+        }
+    }
+    let nothing = || Error::new("ptrace", process.to_string(), io::ErrorKind::Other.into()).into();
+    tracer.join().unwrap_or_else(|_| Err(nothing()))
 }
 
 /// A process has one tracer at a time: another thread of this process's waits for its turn.
@@ -130,12 +175,16 @@ struct Turn(u32);
 static TURNS: (Mutex<BTreeSet<u32>>, Condvar) = (Mutex::new(BTreeSet::new()), Condvar::new());
 
 impl Turn {
-    fn take(process: u32) -> Self {
+    fn take(process: u32, patience: Duration) -> Result<Self, StopError> {
         let (traced, ended) = &TURNS;
         let traced = traced.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = ended.wait_while(traced, |traced| !traced.insert(process));
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
-        Self(process)
+        let waited = ended.wait_timeout_while(traced, patience, |traced| !traced.insert(process));
+        let (_traced, result) = waited.unwrap_or_else(PoisonError::into_inner);
+        if result.timed_out() { Err(Self::stuck(process)) } else { Ok(Self(process)) }
+    }
+
+    fn stuck(process: u32) -> StopError {
+        StopError::Stuck(process.cast_signed())
     }
 }
 

@@ -392,7 +392,7 @@ fn several_threads_of_one_tracer_take_turns() {
         for _ in 0..4 {
             scope.spawn(|| {
                 for _ in 0..20 {
-                    let traced = while_traced(pid, || ());
+                    let traced = while_traced(pid, LONG, &|| ());
                     assert!(traced.is_ok(), "{traced:?}");
                     let held = while_stopped(pid, LONG, |_| Ok(()));
                     assert!(held.is_ok(), "{held:?}");
@@ -431,7 +431,8 @@ fn who_executes_a_program_is_not_kept_from_it() {
             }
         });
         let _done = done;
-        by_a_tracer(subject.pid, || {
+        let turn = Turn::take(subject.pid, LONG).expect("its turn");
+        let traced = |_: &Start| {
             let deadline = Instant::now() + LONG;
             let mut stopped = Stopped { process: subject.pid, threads: Vec::new(), deadline };
             stopped.threads.extend(Thread::seize(subject.pid, waiting).expect("a tracee"));
@@ -442,8 +443,10 @@ fn who_executes_a_program_is_not_kept_from_it() {
             });
             // It may be another program's by now.
             let _ = stopped.hold();
-        })
-        .expect("a thread");
+            Ok(())
+        };
+        // SAFETY: never given up.
+        unsafe { by_a_tracer(turn, None, traced) }.expect("a tracer");
     });
     let program = || fs::read_link(format!("/proc/{}/exe", subject.pid)).ok();
     let own = fs::read_link("/proc/self/exe").ok();
@@ -451,4 +454,44 @@ fn who_executes_a_program_is_not_kept_from_it() {
     assert!(program().is_some(), "it had to be killed");
     let held = subject.stopped(|_| Ok(()));
     assert!(held.is_ok(), "{held:?}");
+}
+
+/// Who waits in `execve` for a thread that a debugger does not let go of, and so long cannot be traced.
+#[test]
+fn who_cannot_be_traced_yet_is_not_waited_for() {
+    let subject = Subject::begin(executes_when_told);
+    let (pid, page, waiting) = (subject.pid, subject.page, subject.other());
+    // SAFETY: the child makes system calls alone, and never returns.
+    let debugger = match unsafe { fork() }.expect("a child") {
+        ForkResult::Parent { child } => Subject { pid: child.as_raw().cast_unsigned(), page },
+        ForkResult::Child => {
+            // SAFETY: as they are meant to be used.
+            let seized = unsafe {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                libc::ptrace(
+                    libc::PTRACE_SEIZE,
+                    waiting,
+                    ptr::null_mut::<c_void>(),
+                    ptr::null_mut::<c_void>(),
+                )
+            };
+            page.signals.store(if seized == 0 { 1 } else { 2 }, SeqCst);
+            idle()
+        }
+    };
+    until("it is traced", || page.signals.load(SeqCst) == 1);
+    page.go.store(1, SeqCst);
+    until("its threads are ended", || Stat::of_thread(pid, waiting).is_none_or(Stat::is_dead));
+    let (begun, runs) = (Instant::now(), AtomicUsize::new(0));
+    let traced = while_traced(pid, SHORT, &|| runs.fetch_add(1, SeqCst));
+    assert!(matches!(traced, Err(StopError::Stuck(_))), "{traced:?}");
+    // The one that was given up has its turn still.
+    let held = while_stopped(pid, SHORT, |_| Ok(()));
+    assert!(matches!(held, Err(StopError::Stuck(_))), "{held:?}");
+    assert!(begun.elapsed() < LONG / 10, "{:?}", begun.elapsed());
+    drop(debugger);
+    let own = fs::read_link("/proc/self/exe").ok();
+    until("it has executed the program", || fs::read_link(format!("/proc/{pid}/exe")).ok() != own);
+    until("its turn has come", || while_traced(pid, SHORT, &|| ()).is_ok());
+    assert_eq!(runs.load(SeqCst), 0, "what was given up was done");
 }

@@ -38,14 +38,21 @@ pub(super) struct Place {
 }
 
 impl Thread {
-    /// Has it be traced, which does not stop it; nothing if it has ended.
+    /// Has it be traced, which does not stop it; nothing if it has ended. One whose tracer ends may be traced again a moment after
+    /// that has, which others see before.
     pub(super) fn seize(process: u32, number: pid_t) -> Result<Option<Self>, StopError> {
-        match trace(libc::PTRACE_SEIZE, number, ptr::null_mut(), ptr::null_mut()) {
-            Ok(()) => Ok(Some(Self { process, number, stands: false, signals: Vec::new() })),
-            Err(gone) if gone.raw_os_error() == Some(libc::ESRCH) => Ok(None),
-            // One that has ended may not be traced either.
-            Err(_) if Stat::of_thread(process, number).is_none_or(Stat::is_dead) => Ok(None),
-            Err(source) => Err(StopError::Refused { thread: number, source }),
+        let end = Instant::now() + AWHILE;
+        loop {
+            match trace(libc::PTRACE_SEIZE, number, ptr::null_mut(), ptr::null_mut()) {
+                Ok(()) => return Ok(Some(Self { process, number, stands: false, signals: Vec::new() })),
+                Err(gone) if gone.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+                // One that has ended may not be traced either.
+                Err(_) if Stat::of_thread(process, number).is_none_or(Stat::is_dead) => return Ok(None),
+                Err(source) if source.raw_os_error() != Some(libc::EPERM) || Instant::now() >= end => {
+                    return Err(StopError::Refused { thread: number, source });
+                }
+                Err(_) => thread::sleep(OFTEN),
+            }
         }
     }
 
