@@ -73,6 +73,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("doctor::use_call_fields", structures::of_calls).needs(&[Root, Has(M::CallFields)]),
     Test::new("doctor::use_file_fields", structures::of_files).needs(&[Root, Has(M::FileFields)]),
     Test::new("doctor::use_clock_fields", structures::of_clocks).needs(&[Root, Has(M::ClockFields)]),
+    Test::new("doctor::use_raw_clock_fields", structures::of_raw_clocks).needs(&[Root, Has(M::RawClockFields)]),
     Test::new("doctor::use_process_fields", structures::of_processes).needs(&[Root, Has(M::ProcessFields)]),
     Test::new("doctor::use_cgroup_fields", structures::of_cgroups).needs(&[Root, Has(M::CgroupFields), Has(M::CgroupV2)]),
     Test::new("doctor::use_vdso_patch", helpers::vdso_patch).needs(&[Root, Has(M::VdsoPatch)]),

@@ -30,7 +30,7 @@ const FIELDS: &str = "\
 
 Of the kernel's structures, by name from its BTF when a run begins: how many bytes lie before each. A name is looked for in parts
 that have none of their own as well. Just those faults that need a field which is not found are refused, by its name; the doctor's
-table has them as `call_fields`, `file_fields`, `clock_fields`, `process_fields` and `cgroup_fields`.";
+table has them as `call_fields`, `file_fields`, `clock_fields`, `raw_clock_fields`, `process_fields` and `cgroup_fields`.";
 
 /// What the doctor says, as far as the table has it.
 #[derive(Debug, Deserialize)]

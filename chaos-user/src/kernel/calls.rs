@@ -326,14 +326,16 @@ pub(super) fn sizes(tables: &CallTables) -> Vec<(&'static str, u32)> {
     sizes.into_iter().map(|(name, entries)| (name, entries.max(1) as u32)).collect()
 }
 
-/// Where the running kernel keeps what, the vDSO aside.
+/// Where the running kernel keeps what.
 ///
 /// # Errors
 ///
 /// If its types cannot be read.
 pub(super) fn offsets(types: &KernelTypes) -> Result<Offsets> {
     let mut at = Offsets::default();
-    fields::look_up(fields::OF_CALLS, types, &mut at)?;
-    fields::look_up(fields::OF_FILES, types, &mut at)?;
+    // All of them: a program that reads one which was not looked up would read another.
+    for group in [fields::OF_CALLS, fields::OF_FILES, fields::OF_CLOCKS, fields::OF_RAW_CLOCKS] {
+        fields::look_up(group, types, &mut at)?;
+    }
     Ok(at)
 }

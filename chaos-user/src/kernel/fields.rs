@@ -38,14 +38,18 @@ macro_rules! fields {
     };
 }
 
-/// What each fault of calls reads: who makes the call, and whether that is Faultline itself.
+/// What each fault of calls reads: who makes the call, whether that is Faultline itself, and which file a descriptor is of.
 pub const OF_CALLS: &[Field<Offsets>] = fields! {
     task_tgid: "task_struct" "tgid",
     task_flags: "task_struct" "flags",
     task_mm: "task_struct" "mm",
     task_cred: "task_struct" "cred",
     task_real_cred: "task_struct" "real_cred",
+    task_files: "task_struct" "files",
     mm_exe_file: "mm_struct" "exe_file",
+    files_fdt: "files_struct" "fdt",
+    fdt_fd: "fdtable" "fd",
+    fdt_max_fds: "fdtable" "max_fds",
     file_inode: "file" "f_inode",
     inode_sb: "inode" "i_sb",
     inode_number: "inode" "i_ino",
@@ -57,11 +61,7 @@ pub const OF_CALLS: &[Field<Offsets>] = fields! {
 pub const OF_FILES: &[Field<Offsets>] = fields! {
     task_pid: "task_struct" "pid",
     task_comm: "task_struct" "comm",
-    task_files: "task_struct" "files",
     cred_euid: "cred" "euid",
-    files_fdt: "files_struct" "fdt",
-    fdt_fd: "fdtable" "fd",
-    fdt_max_fds: "fdtable" "max_fds",
     file_dentry: "file" "f_path.dentry",
     file_flags: "file" "f_flags",
     file_pos: "file" "f_pos",
@@ -82,7 +82,14 @@ pub const OF_FILES: &[Field<Offsets>] = fields! {
 
 /// What faults of clocks read.
 pub const OF_CLOCKS: &[Field<Offsets>] = fields! {
+    task_tgid: "task_struct" "tgid",
+    task_flags: "task_struct" "flags",
+    task_mm: "task_struct" "mm",
     mm_vdso: "mm_struct" "context.vdso",
+};
+
+/// What those read besides that rewrite what system calls read.
+pub const OF_RAW_CLOCKS: &[Field<Offsets>] = fields! {
     mm_vdso_image: "mm_struct" "context.vdso_image",
     image_size: "vdso_image" "size",
 };
@@ -164,6 +171,7 @@ pub fn places(types: &KernelTypes) -> Result<Vec<Place>> {
     of(OF_CALLS, types, &mut places)?;
     of(OF_FILES, types, &mut places)?;
     of(OF_CLOCKS, types, &mut places)?;
+    of(OF_RAW_CLOCKS, types, &mut places)?;
     of(OF_PROCESSES, types, &mut places)?;
     of(OF_CGROUPS, types, &mut places)?;
     Ok(places)
@@ -179,6 +187,7 @@ pub(super) fn explain(error: Error, types: &KernelTypes) -> Error {
         of(missing(OF_CALLS, types)),
         of(missing(OF_FILES, types)),
         of(missing(OF_CLOCKS, types)),
+        of(missing(OF_RAW_CLOCKS, types)),
         of(missing(OF_PROCESSES, types)),
         of(missing(OF_CGROUPS, types)),
     ]

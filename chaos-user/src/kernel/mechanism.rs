@@ -72,6 +72,8 @@ pub enum Mechanism {
     FileFields,
     /// Those that say where a process's vDSO lies.
     ClockFields,
+    /// The fields that are read besides where what system calls read is rewritten.
+    RawClockFields,
     /// Those that say whose process it is.
     ProcessFields,
     /// Those that say whose cgroup a socket is in.
@@ -80,11 +82,12 @@ pub enum Mechanism {
 
 impl Mechanism {
     /// All, in the order the doctor prints them.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         M::Btf,
         M::CallFields,
         M::FileFields,
         M::ClockFields,
+        M::RawClockFields,
         M::ProcessFields,
         M::CgroupFields,
         M::TestRun,
@@ -149,6 +152,7 @@ impl Mechanism {
             M::CallFields => "call_fields",
             M::FileFields => "file_fields",
             M::ClockFields => "clock_fields",
+            M::RawClockFields => "raw_clock_fields",
             M::ProcessFields => "process_fields",
             M::CgroupFields => "cgroup_fields",
         }
@@ -159,7 +163,12 @@ impl Mechanism {
     pub const fn remedy(self) -> &'static str {
         match self {
             M::Btf => "use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as all large distributions ship",
-            M::CallFields | M::FileFields | M::ClockFields | M::ProcessFields | M::CgroupFields => {
+            M::CallFields
+            | M::FileFields
+            | M::ClockFields
+            | M::RawClockFields
+            | M::ProcessFields
+            | M::CgroupFields => {
                 "use a newer Faultline, or an older kernel: this one has changed what programs read there"
             }
             M::TestRun => "use Linux 5.10 or newer",
@@ -398,8 +407,8 @@ pub const WAYS: &[Way] = &[
     call(Fault::SockError, M::FmodRetSecurity),
     call(Fault::Deny,      M::Lsm),
     call(Fault::Deny,      M::FmodRetSecurity),
-    way(Fault::TimeSkew, Direction::Call, M::VdsoPatch, &[M::Btf, M::CallFields, M::ClockFields, M::BpfLoop, M::RawTracepoint]),
-    way(Fault::TimeSkewRaw, Direction::Call, M::Fexit, &[M::Btf, M::CallFields, M::ClockFields, M::RawTracepoint, M::ProbeWriteUser]),
+    way(Fault::TimeSkew, Direction::Call, M::VdsoPatch, &[M::Btf, M::ClockFields, M::BpfLoop, M::RawTracepoint]),
+    way(Fault::TimeSkewRaw, Direction::Call, M::Fexit, &[M::Btf, M::ClockFields, M::RawClockFields, M::RawTracepoint, M::ProbeWriteUser]),
 ];
 
 const fn at_file(mechanism: M) -> Way {

@@ -16,7 +16,6 @@ use super::{
     calls::{self, Attached, Exempt},
     code::Code,
     counters::MapIds,
-    fields,
     hold::{Events, Holds},
     hook::Site,
     maps,
@@ -268,8 +267,7 @@ fn setup(
     rewrite: Rewrite,
     types: &KernelTypes,
 ) -> Result<Setup> {
-    let mut at = calls::offsets(types)?;
-    fields::look_up(fields::OF_CLOCKS, types, &mut at)?;
+    let at = calls::offsets(types)?;
     let Holding { most, hold_ns, stuck_ns } = holding;
     let watch = Watch { hold_ns, stuck_ns, most, rewrite_all: u32::from(rewrite == Rewrite::All) };
     // The one rule there is.

@@ -100,6 +100,18 @@ pub(super) fn of_clocks() -> Result {
     Ok(())
 }
 
+/// How long the vDSO is: as long as what is mapped.
+pub(super) fn of_raw_clocks() -> Result {
+    let image = of(own("mm")?, "mm_struct", "context.vdso_image")?;
+    let found = of(image, "vdso_image", "size")?;
+    let maps = fs::read_to_string("/proc/self/maps").context("maps")?;
+    let line = maps.lines().find(|line| line.ends_with("[vdso]")).context("a vDSO")?;
+    let (start, end) = line.split(' ').next().and_then(|range| range.split_once('-')).context("a range")?;
+    let [start, end] = [start, end].map(|at| u64::from_str_radix(at, 16).unwrap_or_default());
+    ensure!(found == end - start, "{found}, not of {line}");
+    Ok(())
+}
+
 /// Who began this process.
 pub(super) fn of_processes() -> Result {
     let found = of(own("real_parent")?, "task_struct", "tgid")? as u32;

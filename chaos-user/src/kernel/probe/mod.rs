@@ -179,7 +179,8 @@ fn btf(types: &Result<&'static KernelTypes, Error>) -> Answer {
 }
 
 /// What is said of fields.
-const FIELDS: [M; 5] = [M::CallFields, M::FileFields, M::ClockFields, M::ProcessFields, M::CgroupFields];
+const FIELDS: [M; 6] =
+    [M::CallFields, M::FileFields, M::ClockFields, M::RawClockFields, M::ProcessFields, M::CgroupFields];
 
 /// Whether the kernel has all the fields of one kind.
 fn fields(of: M, types: Option<&KernelTypes>) -> Answer {
@@ -188,6 +189,7 @@ fn fields(of: M, types: Option<&KernelTypes>) -> Answer {
         M::CallFields => fields::missing(fields::OF_CALLS, types),
         M::FileFields => fields::missing(fields::OF_FILES, types),
         M::ClockFields => fields::missing(fields::OF_CLOCKS, types),
+        M::RawClockFields => fields::missing(fields::OF_RAW_CLOCKS, types),
         M::ProcessFields => fields::missing(fields::OF_PROCESSES, types),
         _ => fields::missing(fields::OF_CGROUPS, types),
     }?;

@@ -53,9 +53,12 @@ fn look(mechanism: M) -> Answer {
     let of_call = |attach| traced(bpf_prog_type::BPF_PROG_TYPE_TRACING, attach, &probes::syscall());
     match mechanism {
         M::Btf => Ok(KernelTypes::read().map(|_| None)?),
-        M::CallFields | M::FileFields | M::ClockFields | M::ProcessFields | M::CgroupFields => {
-            super::fields(mechanism, Some(KernelTypes::read()?))
-        }
+        M::CallFields
+        | M::FileFields
+        | M::ClockFields
+        | M::RawClockFields
+        | M::ProcessFields
+        | M::CgroupFields => super::fields(mechanism, Some(KernelTypes::read()?)),
         M::TestRun => Ok(helper::test_run()?),
         M::BpfLoop => helper::bpf_loop(),
         M::XdpNative | M::XdpGeneric => attach_type("BPF_XDP"),
