@@ -15,8 +15,8 @@ pub fn may_be_background(protocol: u8) -> bool {
     protocol == 0 || protocol == protocol::IGMP || protocol == protocol::ICMPV6
 }
 
-/// Whether one that could be is. Of a later fragment of an `ICMPv6` message the first byte is taken for the type: none of these
-/// is ever in fragments, and the headers do not say of a ping what is.
+/// Whether one that could be is. Of a later fragment of an `ICMPv6` message the first byte is taken for the type, as the headers do
+/// not say that it is one: it may be taken for what it is not.
 #[inline(always)]
 #[must_use]
 pub fn is_background(frame: &impl Frame, v6: bool, protocol: u8, transport: usize, ethernet: bool) -> bool {

@@ -64,7 +64,7 @@ pub(crate) fn setup() -> &'static Setup {
 /// What becomes of a packet. Flat, each field written before the next rule is asked, and no byte between them: for the verifier.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub struct Fate {
+pub(crate) struct Fate {
     /// When it goes on, `CLOCK_MONOTONIC` nanoseconds; 0 for at once.
     pub(crate) goes_at: u64,
     /// The same of the second one.
@@ -377,7 +377,7 @@ pub(crate) fn spare(candidates: u64, sparing: u64, segments: u32, bytes: u64) ->
 /// A packet and the rules that are still to be asked: numbers alone, whatever they are.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub struct Work {
+pub(crate) struct Work {
     candidates: u64,
     now: u64,
     bytes: u64,

@@ -145,7 +145,7 @@ fn let_to_bpf(ops: Vec<Op>, action: &Action) -> Result<Vec<Op>> {
         match CallPrograms::new(&rules, &tables, Some(Mechanism::Lsm), Exempt::default()) {
             Ok(_) => left.push(op),
             Err(error) if error.to_string().contains("points to disabled hook") => {
-                println!("not here: {error}");
+                eprintln!("not here: {error}");
             }
             Err(error) => return Err(Failure::new(format!("lsm, {op}: {error}"))),
         }

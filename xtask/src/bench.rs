@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     cargo::{as_root, build, build_dynamic, run as run_command, shown},
@@ -73,7 +73,14 @@ fn verifier() -> Result<()> {
     let failure = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     ensure!(output.status.success(), "`{}`: {failure}", shown(&command));
     let mut said = vec![("host".to_owned(), String::from_utf8_lossy(&output.stdout).into_owned())];
-    said.extend(Guests::with(&[], &["fl-bench"])?.say("fl-bench --verified")?);
+    let guests = Guests::with(&[], &["fl-bench"])?;
+    let of_guests = guests.say("fl-bench --verified")?;
+    if let Some(kernel) = guests.names().find(|name| of_guests.iter().all(|(said, _)| said != name)) {
+        bail!(
+            "guest {kernel}: not all programs load; `cargo xtask vm --kernel {kernel} --test load::` says which"
+        );
+    }
+    said.extend(of_guests);
     let columns: Vec<(&str, BTreeMap<&str, &str>)> = said
         .iter()
         .map(|(kernel, lines)| {

@@ -31,23 +31,38 @@ pub(crate) fn run() -> Result<()> {
     };
     let reports = kernels::ask(&guests(&[KNOWN, NEWEST])?)?;
     let mut matrix = Matrix::default();
-    guests(&[NEWEST])?.test(Scope { filter: &[], gate: Some(&cells), repeat: None }, &mut matrix);
+    let newest = guests(&[NEWEST])?;
+    newest.test(Scope { filter: &[], gate: Some(&cells), repeat: None }, &mut matrix);
     matrix.hold_against(&cells, NEWEST, false);
-    println!("{}", line(&reports, &matrix)?);
-    matrix.verdict(&[])
+    let loads = LOADS.map(str::to_owned);
+    newest.test(Scope { filter: &loads, gate: None, repeat: None }, &mut matrix);
+    let lost = lost(&reports)?;
+    println!("{}", line(&reports, &matrix, &lost)?);
+    matrix.verdict(&lost)
 }
 
-fn line(reports: &[Column], matrix: &Matrix) -> Result<String> {
-    let report = |wanted: &str| {
-        let found = reports.iter().find(|(name, _)| name == wanted);
-        found.map(|(_, report)| report).with_context(|| format!("the doctor in guest {wanted}"))
-    };
-    let newest = report(NEWEST)?;
-    let lost = newest.lacks(report(KNOWN)?);
-    let mut broken = matrix.wrong();
-    if !lost.is_empty() {
-        broken.push(format!("the doctor's {}, which {KNOWN} has", lost.join(", ")));
-    }
+/// What is there for every kernel, and in the gate for others: that every program loads.
+const LOADS: [&str; 3] =
+    ["load::each_feature_and_all", "load::pairs_of_features", "calls_load::each_program"];
+
+/// What the doctor finds on the last kernel that is known, and not on the newest.
+fn lost(reports: &[Column]) -> Result<Vec<String>> {
+    let lost = report(reports, NEWEST)?.lacks(report(reports, KNOWN)?);
+    Ok(if lost.is_empty() {
+        Vec::new()
+    } else {
+        vec![format!("the doctor's {}, which {KNOWN} has", lost.join(", "))]
+    })
+}
+
+fn report<'a>(reports: &'a [Column], wanted: &str) -> Result<&'a kernels::Report> {
+    let found = reports.iter().find(|(name, _)| name == wanted);
+    found.map(|(_, report)| report).with_context(|| format!("the doctor in guest {wanted}"))
+}
+
+fn line(reports: &[Column], matrix: &Matrix, lost: &[String]) -> Result<String> {
+    let newest = report(reports, NEWEST)?;
+    let broken: Vec<String> = matrix.wrong().into_iter().chain(lost.iter().cloned()).collect();
     let passed = matrix.counts().passed;
     Ok(if broken.is_empty() {
         format!(

@@ -227,7 +227,7 @@ fn name(address: u64) -> Name {
 
 /// A call on its way through the rules: numbers alone, whatever they are, and no byte between them.
 #[repr(C)]
-pub struct Weighing {
+pub(crate) struct Weighing {
     rules: u64,
     now: u64,
     arguments: [u64; ARGUMENTS],
@@ -249,7 +249,7 @@ const LAST: u32 = 1;
 /// it would from Linux 6.17 on walk a million instructions (`is_state_visited`, `RANGE_WITHIN`).
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn fl_weigh(weighing: *mut Weighing) -> u32 {
+pub(crate) extern "C" fn fl_weigh(weighing: *mut Weighing) -> u32 {
     if weighing.is_null() {
         return LAST;
     }

@@ -207,7 +207,7 @@ struct Matching {
 /// The rules of those of the globs that a name matches. Global for the verifier, as `act::fl_weigh` is.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn fl_matching(name: u64, length: u64, globs: u64) -> u64 {
+pub(crate) extern "C" fn fl_matching(name: u64, length: u64, globs: u64) -> u64 {
     let mut work = Matching { name, length: length as u32, taken: 0, globs, places: glob::START, rules: 0 };
     let turns = MAX_GLOBS as u32 * (LONGEST.div_ceil(CHUNK) + 1);
     let callback = take_some as unsafe extern "C" fn(u32, *mut Matching) -> i64;
