@@ -182,16 +182,8 @@ pub(super) fn explain(error: Error, types: &KernelTypes) -> Error {
     if !error.object.contains(&format!("unknown#{REFUSED}")) {
         return error;
     }
-    let of = |names: Result<Vec<String>>| names.unwrap_or_default();
-    let names = [
-        of(missing(OF_CALLS, types)),
-        of(missing(OF_FILES, types)),
-        of(missing(OF_CLOCKS, types)),
-        of(missing(OF_RAW_CLOCKS, types)),
-        of(missing(OF_PROCESSES, types)),
-        of(missing(OF_CGROUPS, types)),
-    ]
-    .concat();
+    let missing = places(types).unwrap_or_default().into_iter().filter(|place| place.offset.is_none());
+    let names: Vec<String> = missing.map(|place| place.field).collect();
     Error::new("look-up", format!("{} in {VMLINUX}", names.join(", ")), io::ErrorKind::NotFound.into())
 }
 

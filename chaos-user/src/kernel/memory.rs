@@ -90,7 +90,8 @@ pub struct Memory {
     vdso: u64,
 }
 
-/// How long one waits to be a process's tracer: the loop that renews all others does, and a program that is held.
+/// How long to wait to become a process's tracer: the loop that renews all other processes waits meanwhile, and so does a program
+/// that is held.
 const MOMENT: Duration = Duration::from_millis(50);
 /// How long a process may take to stand still: one that runs takes microseconds, but each of its threads has to have its
 /// turn for that.
