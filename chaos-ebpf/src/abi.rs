@@ -543,6 +543,8 @@ pub struct HookState {
     pub scratch: u64,
     /// By what it is told whether the packet comes by itself.
     pub clue: u64,
+    /// Which flow it is of, by [`decide::flow`](crate::decide::flow), if any rule asks.
+    pub flow: u64,
 }
 
 const _: () = assert!(size_of::<Control>() == 24);
@@ -556,7 +558,7 @@ const _: () = assert!(size_of::<NameState>() == 136);
 const _: () = assert!(size_of::<Wire>() == 16);
 const _: () = assert!(size_of::<Count>() == 24);
 const _: () = assert!(size_of::<RuleState>() == 144);
-const _: () = assert!(size_of::<HookState>() == 56);
+const _: () = assert!(size_of::<HookState>() == 64);
 
 #[cfg(feature = "user")]
 mod pod {

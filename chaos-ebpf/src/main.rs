@@ -295,7 +295,7 @@ impl<const SENT: bool> Packet for Skb<SENT> {
         if !headers.has_ports {
             return effect::OF_CONNECTIONS;
         }
-        connection::exempt(&self.0, headers.transport, decide::flow(headers, Self::DIRECTION, 0))
+        connection::exempt(&self.0, headers.transport, decide::flow(headers, Self::DIRECTION))
     }
 
     #[inline(always)]
