@@ -367,6 +367,18 @@ fn from_elsewhere() -> Result {
     let (fault, armed) = scene.armed(&["4mb/s"])?;
     fault.kill(Signal::SIGKILL)?;
     fault.wait(PATIENCE)?;
+    // Where it is covered, it is not seen.
+    let covered = root.clone();
+    let swept = Faultline::run_with(&["sweep"], |command| {
+        let cover = move || {
+            unshare(CloneFlags::CLONE_NEWNS)?;
+            mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)?;
+            Ok(mount(Some("tmpfs"), &covered, Some("tmpfs"), MsFlags::empty(), NONE)?)
+        };
+        // SAFETY: system calls alone.
+        unsafe { command.pre_exec(cover) };
+    })?;
+    ensure!(swept.code == Some(6) && swept.stderr.contains(id(&armed)?), "{swept:?}");
     let moved = elsewhere.clone();
     let swept = Faultline::run_with(&["sweep"], |command| {
         let move_it = move || {

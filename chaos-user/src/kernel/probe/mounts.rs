@@ -4,7 +4,10 @@ use std::{
     ffi::CStr,
     fs,
     io::{self, Read as _},
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
     path::{Path, PathBuf},
 };
 
@@ -17,10 +20,13 @@ use crate::kernel::{Error, Result};
 
 const MOUNTINFO: &str = "/proc/self/mountinfo";
 
-/// Where a file system of this type is mounted first.
+/// Where a file system of this type is mounted first, and is to be seen: another may be mounted over it.
 pub(super) fn find(kind: &str) -> Result<Option<PathBuf>> {
     let text = fs::read_to_string(MOUNTINFO).map_err(|source| Error::new("open", MOUNTINFO, source))?;
-    Ok(parse(&text, kind))
+    let is_seen = |(path, device): &(PathBuf, (u32, u32))| {
+        fs::metadata(path).is_ok_and(|there| (libc::major(there.dev()), libc::minor(there.dev())) == *device)
+    };
+    Ok(parse(&text, kind).find(is_seen).map(|(path, _)| path))
 }
 
 /// One file of a kernel file system: where it is mounted, or else through a mount that nobody else can see and
@@ -65,12 +71,15 @@ fn fd(result: libc::c_long) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(result as i32) })
 }
 
-/// `36 35 98:0 /root /mount/point rw,noatime master:1 - type source options`, spaces in paths as `\040`.
-fn parse(mountinfo: &str, kind: &str) -> Option<PathBuf> {
-    mountinfo.lines().find_map(|line| {
+/// `36 35 98:0 /root /mount/point rw,noatime master:1 - type source options`, spaces in paths as `\040`: where those of this type
+/// are, and their devices.
+fn parse(mountinfo: &str, kind: &str) -> impl Iterator<Item = (PathBuf, (u32, u32))> {
+    mountinfo.lines().filter_map(move |line| {
         let (mount, file_system) = line.split_once(" - ")?;
         (file_system.split(' ').next() == Some(kind)).then_some(())?;
-        Some(PathBuf::from(unescape(mount.split(' ').nth(4)?)))
+        let mut words = mount.split(' ').skip(2);
+        let (major, minor) = words.next()?.split_once(':')?;
+        Some((PathBuf::from(unescape(words.nth(1)?)), (major.parse().ok()?, minor.parse().ok()?)))
     })
 }
 
@@ -92,9 +101,10 @@ mod tests {
 
     #[test]
     fn finds_a_mount_by_its_type() {
-        assert_eq!(parse(HYBRID, "cgroup2"), Some(PathBuf::from("/sys/fs/cgroup/with space")));
-        assert_eq!(parse(HYBRID, "cgroup"), Some(PathBuf::from("/sys/fs/cgroup/systemd")));
-        assert_eq!(parse(HYBRID, "tracefs"), None);
-        assert_eq!(parse("", "cgroup2"), None);
+        let first = |text, kind| parse(text, kind).next();
+        assert_eq!(first(HYBRID, "cgroup2"), Some((PathBuf::from("/sys/fs/cgroup/with space"), (0, 27))));
+        assert_eq!(first(HYBRID, "cgroup"), Some((PathBuf::from("/sys/fs/cgroup/systemd"), (0, 28))));
+        assert_eq!(first(HYBRID, "tracefs"), None);
+        assert_eq!(first("", "cgroup2"), None);
     }
 }
