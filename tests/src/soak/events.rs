@@ -145,9 +145,10 @@ fn stop(step: &Step, owners: &mut [Owner], findings: &mut Vec<Finding>) -> Resul
 /// All of them, and nobody is left out: what was armed when it began has ended when it says so.
 fn stop_all(step: &Step, owners: &mut [Owner], findings: &mut Vec<Finding>) -> Result {
     owners.iter_mut().for_each(|owner| owner.is_asked = true);
+    let armed: Vec<_> = owners.iter().map(Owner::is_armed).collect();
     let exit = Faultline::run(&["stop", "--all"])?;
     unless(&[0], "stop --all", &exit, findings);
-    for owner in owners.iter_mut().filter(|owner| owner.is_armed()) {
+    for (owner, _) in owners.iter_mut().zip(armed).filter(|(_, is_armed)| *is_armed) {
         if !owner.ends_within(patience(Duration::from_secs(1))) {
             let what = format!(
                 "after `faultline stop --all` (exit {:?}, {:?}) there still runs {}",
