@@ -121,10 +121,7 @@ const FAULTS: &[Fault] = &[
 
 /// Those that a machine under lockdown does not have: at the hooks of the security modules, and what is written to a process.
 const OF_MODULES: &[Fault] = &[
-    Fault {
-        line: "io error EIO --ops truncate --cgroup CGROUP --path /run --by lsm",
-        reads: &[CALLER, LAYER],
-    },
+    Fault { line: "io error EIO --ops open --cgroup CGROUP --path /run --by lsm", reads: &[CALLER, LAYER] },
     Fault {
         line: "io error EIO --ops read --cgroup CGROUP --path /run --by lsm",
         reads: &[CALLER, LAYER, &["inode.i_mode"]],
@@ -133,7 +130,7 @@ const OF_MODULES: &[Fault] = &[
     // these read is right.
     Fault { line: "time skew --offset +1h --cgroup CGROUP --by fexit", reads: &[] },
     Fault { line: "io full --cgroup CGROUP", reads: &[CALLER, SIZE] },
-    Fault { line: "io full --cgroup CGROUP --path /run", reads: &[CALLER, SIZE] },
+    Fault { line: "io full --cgroup CGROUP --path /run --by lsm", reads: &[CALLER, SIZE, LAYER] },
     Fault {
         line: "deny --ops exec --cgroup CGROUP --path /run --by lsm",
         reads: &[CALLER, LAYER, &["linux_binprm.file"]],
