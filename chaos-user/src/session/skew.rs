@@ -171,7 +171,7 @@ impl SkewRun {
 
     /// Nobody comes again for one that is refused here: it may only wait for a disk.
     fn adopt_named(&self, process: u32) -> Result<(), ClockError> {
-        const LONGEST: Duration = Duration::from_millis(700);
+        const LONGEST: Duration = Duration::from_secs(2);
         let (begun, mut pause) = (Instant::now(), Duration::from_millis(10));
         loop {
             match self.clocks.adopt(process) {
