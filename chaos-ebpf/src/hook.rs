@@ -220,7 +220,8 @@ pub(crate) fn decide<P: Packet>(packet: &P, fate: &mut Fate) -> Option<()> {
     }
     keep_clue(hook, &headers);
     if setup.effects & effect::PER_FLOW != 0 {
-        // Headers that were needed by each rule would have the verifier of Linux 6.1 walk through all of them for each way here.
+        // Once, and not for each rule: the verifier of Linux 6.1 would keep the headers apart for each way through them, and walk
+        // through the loop over the rules for each.
         hook.flow = decide::flow(&headers, P::DIRECTION).into();
     }
     fate.transport = headers.transport;

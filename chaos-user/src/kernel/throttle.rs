@@ -323,7 +323,8 @@ impl Throttle {
             return Ok(Some(folder));
         }
         let root = probe::cgroup_root()?;
-        let root = root.ok_or_else(|| self.error("find", "", io::ErrorKind::NotFound.into()))?;
+        let unseen = || io::Error::other("no cgroup2 file system is seen here; sweep where its owner ran");
+        let root = root.ok_or_else(|| self.error("find", "", unseen()))?;
         let mount =
             File::open(&root).map_err(|source| Error::new("open", root.display().to_string(), source));
         match by_number(mount?.as_fd(), self.cgroup) {
