@@ -16,17 +16,28 @@ use nix::{
     sys::stat::Mode,
 };
 
-use crate::kernel::{Error, Result};
+use crate::kernel::{Error, Result, cgroups::leads_nowhere};
 
 const MOUNTINFO: &str = "/proc/self/mountinfo";
 
 /// Where a file system of this type is mounted first, and is to be seen: another may be mounted over it.
+///
+/// # Errors
+///
+/// The kernel's; of a path that leads nowhere it says no more than that.
 pub(super) fn find(kind: &str) -> Result<Option<PathBuf>> {
     let text = fs::read_to_string(MOUNTINFO).map_err(|source| Error::new("open", MOUNTINFO, source))?;
-    let is_seen = |(path, device): &(PathBuf, (u32, u32))| {
-        fs::metadata(path).is_ok_and(|there| (libc::major(there.dev()), libc::minor(there.dev())) == *device)
-    };
-    Ok(parse(&text, kind).find(is_seen).map(|(path, _)| path))
+    for (path, device) in parse(&text, kind) {
+        match fs::metadata(&path) {
+            Ok(there) if (libc::major(there.dev()), libc::minor(there.dev())) == device => {
+                return Ok(Some(path));
+            }
+            Ok(_) => {}
+            Err(covered) if leads_nowhere(&covered) => {}
+            Err(source) => return Err(Error::new("stat", path.display().to_string(), source)),
+        }
+    }
+    Ok(None)
 }
 
 /// One file of a kernel file system: where it is mounted, or else through a mount that nobody else can see and
