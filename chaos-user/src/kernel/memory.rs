@@ -66,7 +66,8 @@ impl ClockError {
     }
 
     /// Whether that may be in a moment, with nobody's help.
-    fn is_soon_over(&self) -> bool {
+    #[must_use]
+    pub fn is_soon_over(&self) -> bool {
         matches!(self, Self::Stop(StopError::Stuck(_) | StopError::Shared(_)))
     }
 }

@@ -2,6 +2,7 @@
 //! microseconds, and one to processes that have to be stopped.
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io,
@@ -179,8 +180,9 @@ impl Clocks {
         }
     }
 
-    /// Has all clocks go by a block, or be right.
-    pub(super) fn set(&self, block: Option<&Block>) {
+    /// Has all clocks go by a block, or be right; whether one could not be written to that may be in a moment.
+    pub(super) fn set(&self, block: Option<&Block>) -> bool {
+        let is_untold = Cell::new(false);
         let mut processes = self.lock();
         processes.block = block.copied();
         processes.turn += 1;
@@ -191,6 +193,7 @@ impl Clocks {
         let is_lost = |changed: &Changed| {
             let done =
                 block.map_or_else(|| changed.set_off(&self.patch), |block| changed.set(&self.patch, block));
+            is_untold.set(is_untold.get() || done.as_ref().is_err_and(ClockError::is_soon_over));
             done.is_err_and(|error| !error.is_passing())
         };
         for (process, lost) in all.into_iter().filter(|(_, changed)| is_lost(changed)) {
@@ -200,6 +203,7 @@ impl Clocks {
                 processes.changed.remove(&process);
             }
         }
+        is_untold.get()
     }
 
     /// How many programs were met, and how many of them had their clocks changed.

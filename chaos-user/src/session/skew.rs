@@ -56,6 +56,8 @@ pub struct SkewPlan {
 
 /// What stands where an interface's name would.
 const PLACE: &str = "clocks";
+/// How often what somebody could not be told is told once more: who cannot be traced for a moment waits for no second.
+const AGAIN: u32 = 5;
 /// How often it is looked for processes that nobody has told of.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -73,6 +75,8 @@ pub(super) struct SkewRun {
     looked: Instant,
     /// Whether a clock that must not jump is just being told where its way changes.
     bends: bool,
+    /// How often the last block is written once more, for somebody who could not be told: not until the lease is renewed.
+    again: u32,
     kind: Kind,
     patch: Patch,
     /// The turn of the blocks that the programs have.
@@ -134,6 +138,7 @@ impl SkewRun {
             since: 0,
             looked: Instant::now(),
             bends: false,
+            again: 0,
             kind,
             patch,
             turn: 0,
@@ -216,7 +221,9 @@ impl SkewRun {
             window = window.min((duration.as_nanos() as u64).saturating_sub(elapsed));
         }
         let block = lines.block(window);
-        self.clocks.set(Some(&block));
+        if !self.clocks.set(Some(&block)) {
+            self.again = 0;
+        }
         if matches!(self.rewriting, Rewriting::Done) {
             self.turn += 1;
             self.programs.set_block(self.turn, &block)?;
@@ -306,11 +313,13 @@ impl Run for SkewRun {
                 let (events, holds) = (self.programs.events(), self.programs.holds());
                 self.hands = Some(Hands::begin(Arc::clone(&self.clocks), &events, &holds)?);
                 self.programs.set_control(control)?;
+                self.again = AGAIN;
                 self.write()?;
                 self.look()
             }
             (true, true) => {
                 self.programs.set_control(control)?;
+                self.again = AGAIN;
                 self.write()
             }
             (true, false) => {
@@ -328,10 +337,11 @@ impl Run for SkewRun {
     }
 
     fn is_ramped(&self) -> bool {
-        self.bends || self.lines.as_ref().is_some_and(Lines::change)
+        self.bends || self.again > 0 || self.lines.as_ref().is_some_and(Lines::change)
     }
 
     fn ramp(&mut self, _elapsed: Duration) -> kernel::Result<()> {
+        self.again = self.again.saturating_sub(1);
         if self.armed { self.write() } else { Ok(()) }
     }
 
