@@ -88,11 +88,12 @@ pub(crate) fn is_every_call() -> bool {
     EVERY_CALL.load(Ordering::Relaxed)
 }
 
-/// How many random moments of a life are tried where `--every-kernel`, or a test that is asked for by name, tries `usually`: a
-/// third of them in the gate. Each run has the same seed, so these are the first of the others.
+/// How many random moments of a life are tried where `--every-kernel`, or a test that is asked for by name, tries `usually` on the
+/// machine's own kernel: a third of them in the gate, and in guests. Each run has the same seed, so these are the first of the
+/// others.
 pub(crate) fn moments(usually: u32) -> u32 {
     const LEAST: u32 = 8;
-    if is_gate() { usually.min(LEAST.max(usually / 3)) } else { usually }
+    if is_gate() || is_emulated() { usually.min(LEAST.max(usually / 3)) } else { usually }
 }
 
 /// One integration test.

@@ -7,6 +7,7 @@ use std::{
     path::Path,
     process::{Command, Stdio},
     thread,
+    time::Instant,
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -97,13 +98,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if filter.is_empty() && is_listed()? {
         matrix.hold_against(&cells, HOST, *every_kernel);
     }
-    if filter.is_empty() {
-        let soaked = stages.time("soak", Part::Soak, || soak::gate(&folder));
-        wrong.extend(soaked.err().map(|error| format!("{error:#}")));
-    }
+    let kernels = kernels.map(|kernels| stages.time("kernels", Part::Build, || kernels.join()));
+    let kernels = kernels.map(|found| found.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+    let kernels = kernels.transpose()?;
+    // Beside the guests: it measures nothing, and waits for most of its time.
+    let soak = filter.is_empty().then(|| {
+        let folder = folder.clone();
+        thread::spawn(move || (Instant::now(), soak::gate(&folder), Instant::now()))
+    });
     if let Some(kernels) = kernels {
-        let kernels = stages.time("kernels", Part::Build, || kernels.join());
-        let kernels = kernels.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         let guests = Guests::of(kernels, &folder, &PROGRAMS);
         let gate = (filter.is_empty() && !every_kernel).then_some(&cells);
         for (kernel, took) in guests.test(Scope { filter, gate, repeat: *repeat }, &mut matrix) {
@@ -114,6 +117,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         if filter.is_empty() {
             guests.names().for_each(|kernel| matrix.hold_against(&cells, kernel, *every_kernel));
         }
+    }
+    if let Some(soak) = soak {
+        let (began, soaked, ended) = soak.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        stages.add("soak", Part::Soak, ended - began);
+        wrong.extend(soaked.err().map(|error| format!("{error:#}")));
     }
     matrix.print();
     print!("\n{}", stages.table(filter.is_empty() && !every_kernel));
