@@ -47,10 +47,12 @@ struct Figure {
 /// # Errors
 ///
 /// If something does not build or a fault could not be measured; what was measured is written all the same.
-pub(crate) fn run(filter: &[String]) -> Result<()> {
+pub(crate) fn run(filter: &[String], kernel: Option<String>) -> Result<()> {
     setup::build_tools()?;
     setup::guest_tools()?;
-    let guests = Guests::with(&[KERNEL.to_owned()], &["faultline", "fl-fidelity"])?;
+    let is_whole = filter.is_empty() && kernel.is_none();
+    let kernel = kernel.unwrap_or_else(|| KERNEL.to_owned());
+    let guests = Guests::with(&[kernel], &["faultline", "fl-fidelity"])?;
     let words: Vec<String> = filter.iter().map(|word| quoted(word)).collect();
     let (mut rows, mut origin) = (Vec::new(), String::new());
     guests.hear(&format!("fl-fidelity {}", words.join(" ")), DEADLINE, &mut |kernel, line| {
@@ -64,7 +66,7 @@ pub(crate) fn run(filter: &[String]) -> Result<()> {
         }
     })?;
     ensure!(!rows.is_empty(), "nothing was measured");
-    if filter.is_empty() {
+    if is_whole {
         let path = workspace().join(FILE);
         fs::write(&path, page(&rows, &origin)?).with_context(|| format!("writing {}", path.display()))?;
         println!("{FILE} is written");

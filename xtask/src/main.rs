@@ -61,6 +61,9 @@ enum Command {
     Fidelity {
         /// Only faults whose words contain one of these; nothing is written then
         filter: Vec<String>,
+        /// On this kernel instead of 6.12; nothing is written then
+        #[arg(long)]
+        kernel: Option<String>,
     },
 }
 
@@ -76,7 +79,7 @@ fn main() -> ExitCode {
         Command::Kernels { newest: true } => newest::run(),
         Command::Bench { part } => bench::run(part),
         Command::Peers => peers::run(),
-        Command::Fidelity { filter } => fidelity::run(&filter),
+        Command::Fidelity { filter, kernel } => fidelity::run(&filter, kernel),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
