@@ -186,8 +186,11 @@ fn bulk_carries() -> Result {
         println!("{family}: {:.2} Gbit/s, {} retransmits", transfer.rate() / 1e9, transfer.retransmits);
         ensure!(transfer.rate() > 50e6, "{family}: {:.0} bit/s", transfer.rate());
         let counted = transfer.counters.get("TcpRetransSegs");
+        // Where a CPU is late for a handshake or an end, its segment is sent again, which the connection's own count lacks: the
+        // one by whoever listens, the other when it has been read.
+        let own = transfer.retransmits as i64;
         ensure!(
-            counted == transfer.retransmits as i64,
+            (own..=own + 2).contains(&counted),
             "{family}: {} retransmits by TCP_INFO, {counted} by the namespace",
             transfer.retransmits
         );
