@@ -48,6 +48,9 @@ struct Cli {
     /// How many of those tests run side by side that wait rather than measure
     #[arg(long, value_name = "N", default_value_t = 1)]
     jobs: usize,
+    /// Only those that measure, or that wait
+    #[arg(long, value_name = "WHICH")]
+    only: Option<Only>,
     /// Run each test so often
     #[arg(long, value_name = "N")]
     repeat: Option<u32>,
@@ -60,6 +63,13 @@ struct Cli {
     /// Make the system calls that a test asks for, over memory at standard input
     #[arg(long, hide = true)]
     obey: bool,
+}
+
+/// What a test does that takes its time.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Only {
+    Measure,
+    Wait,
 }
 
 fn main() -> ExitCode {
@@ -124,7 +134,12 @@ fn run(cli: &Cli) -> io::Result<ExitCode> {
             print(&report, cli.json)
         }
     };
-    let (waiting, measuring): (Vec<_>, Vec<_>) = chosen.into_iter().partition(|test| test.waits);
+    let (mut waiting, mut measuring): (Vec<_>, Vec<_>) = chosen.into_iter().partition(|test| test.waits);
+    match cli.only {
+        Some(Only::Measure) => waiting.clear(),
+        Some(Only::Wait) => measuring.clear(),
+        None => {}
+    }
     runner.run_all(&measuring, 1, &mut tell)?;
     runner.run_all(&waiting, cli.jobs, &mut tell)?;
     let [passed, failed, skipped, again] = counts;

@@ -70,9 +70,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         return guests.shell();
     }
     ensure!(!guests.kernels.is_empty(), "there is no kernel to boot");
-    let mut matrix = Matrix::default();
-    guests.note_missing(&mut matrix);
-    guests.test(Scope { filter: &options.tests, gate: None, repeat: options.repeat }, &mut matrix);
+    let matrix = Mutex::default();
+    guests.note_missing(&mut locked(&matrix));
+    guests.test(Scope { filter: &options.tests, gate: None, repeat: options.repeat }, &matrix);
+    let matrix = locked(&matrix);
     matrix.print();
     matrix.verdict(&[])?;
     ensure!(matrix.counts().passed > 0, "no test has passed");
@@ -159,14 +160,13 @@ impl Guests {
 
     /// Runs the tests in every guest, in half as many again at a time as there are CPUs: a test keeps one of them busy two
     /// thirds of its time. For how long each kernel would have kept all of them.
-    pub(crate) fn test(&self, scope: Scope<'_>, matrix: &mut Matrix) -> Vec<(String, Duration)> {
+    pub(crate) fn test(&self, scope: Scope<'_>, matrix: &Mutex<Matrix>) -> Vec<(String, Duration)> {
         let words = scope.filter.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
         let repeat = scope.repeat.map(|times| format!("--repeat {times}")).unwrap_or_default();
         let at_once = thread::available_parallelism().map_or(1, NonZero::get) * 3 / 2;
         let waiting = Mutex::new(self.turns(scope).into_iter());
         let mut took: Vec<_> = self.kernels.iter().map(|it| (it.name.clone(), Duration::ZERO)).collect();
         let boots = Mutex::new(Vec::new());
-        let matrix = Mutex::new(matrix);
         thread::scope(|scope| {
             for _ in 0..at_once {
                 scope.spawn(|| {
@@ -174,7 +174,7 @@ impl Guests {
                         let command = format!(
                             "fl-tests --json --emulated {options} {repeat} {words} >$FAULTLINE_RESULTS"
                         );
-                        let boot = self.test_in(kernel, &command, &matrix);
+                        let boot = self.test_in(kernel, &command, matrix);
                         locked(&boots).push((&kernel.name, boot));
                     }
                 });
@@ -206,7 +206,7 @@ impl Guests {
         turns.into_iter().map(|(_, kernel, options)| (kernel, options)).collect()
     }
 
-    fn test_in(&self, kernel: &Kernel, command: &str, matrix: &Mutex<&mut Matrix>) -> Duration {
+    fn test_in(&self, kernel: &Kernel, command: &str, matrix: &Mutex<Matrix>) -> Duration {
         println!("guest {} ({}) boots", kernel.name, kernel.origin);
         let run = self.plan(kernel, Some(command));
         let report = match self.tier.run(&run, &mut |line| locked(matrix).accept(&kernel.name, line)) {
@@ -301,7 +301,7 @@ fn next<T>(waiting: &Mutex<impl Iterator<Item = T>>) -> Option<T> {
 }
 
 /// A panic elsewhere does not hide what is known.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

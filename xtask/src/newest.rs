@@ -1,11 +1,13 @@
 //! What the newest kernel that can be had breaks, in one line.
 
+use std::sync::Mutex;
+
 use anyhow::{Context, Result};
 
 use crate::{
     cargo::build,
     cells::Cells,
-    guests::{Guests, Kernels, PROGRAMS, Scope},
+    guests::{Guests, Kernels, PROGRAMS, Scope, locked},
     kernels::{self, Column},
     matrix::Matrix,
     setup,
@@ -30,12 +32,13 @@ pub(crate) fn run() -> Result<()> {
         Ok::<_, anyhow::Error>(Guests::of(Kernels::find(&names)?, &folder, &PROGRAMS))
     };
     let reports = kernels::ask(&guests(&[KNOWN, NEWEST])?)?;
-    let mut matrix = Matrix::default();
+    let matrix = Mutex::default();
     let newest = guests(&[NEWEST])?;
-    newest.test(Scope { filter: &[], gate: Some(&cells), repeat: None }, &mut matrix);
-    matrix.hold_against(&cells, NEWEST, false);
+    newest.test(Scope { filter: &[], gate: Some(&cells), repeat: None }, &matrix);
+    locked(&matrix).hold_against(&cells, NEWEST, false);
     let loads = LOADS.map(str::to_owned);
-    newest.test(Scope { filter: &loads, gate: None, repeat: None }, &mut matrix);
+    newest.test(Scope { filter: &loads, gate: None, repeat: None }, &matrix);
+    let matrix = locked(&matrix);
     let lost = lost(&reports)?;
     println!("{}", line(&reports, &matrix, &lost)?);
     matrix.verdict(&lost)

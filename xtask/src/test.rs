@@ -6,8 +6,9 @@ use std::{
     num::NonZero,
     path::Path,
     process::{Command, Stdio},
+    sync::{Mutex, PoisonError},
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -16,7 +17,7 @@ use clap::Args;
 use crate::{
     cargo::{as_root, build, is_root, shown, statically},
     cells::Cells,
-    guests::{Guests, Kernels, PROGRAMS, Scope},
+    guests::{Guests, Kernels, PROGRAMS, Scope, locked},
     lint,
     matrix::Matrix,
     setup, soak,
@@ -72,7 +73,7 @@ pub(crate) struct Options {
 ///
 /// If something does not build, a test failed, or did not run where it was to.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let Options { filter, no_guests, every_kernel, repeat, lint } = options;
+    let Options { filter, no_guests, every_kernel, repeat: _, lint } = options;
     ensure!(
         *no_guests || !filter.is_empty() || is_root(),
         "guests see this machine's files, which root alone may show them; run it as root, or with --no-guests"
@@ -92,36 +93,31 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         total += stages.time("unit tests", Part::Build, || units(&mut wrong))?;
     }
     let cells = Cells::ask(&folder)?;
-    let mut matrix = Matrix::default();
+    let matrix = Mutex::new(Matrix::default());
     println!("\nthis machine's kernel");
-    stages.time("host", Part::Host, || host(options, &folder, &mut wrong, &mut matrix))?;
-    if filter.is_empty() && is_listed()? {
-        matrix.hold_against(&cells, HOST, *every_kernel);
-    }
+    let whole = filter.is_empty() && !no_guests;
+    let first = if whole { Some("measure") } else { None };
+    stages.time("host", Part::Host, || host(options, first, &folder, &mut wrong, &matrix))?;
     let kernels = kernels.map(|kernels| stages.time("kernels", Part::Build, || kernels.join()));
     let kernels = kernels.map(|found| found.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
     let kernels = kernels.transpose()?;
-    // Beside the guests: it measures nothing, and waits for most of its time.
-    let soak = filter.is_empty().then(|| {
-        let folder = folder.clone();
-        thread::spawn(move || (Instant::now(), soak::gate(&folder), Instant::now()))
+    thread::scope(|scope| {
+        // What waits for most of its time does so beside the guests.
+        let beside = filter.is_empty().then(|| scope.spawn(|| beside(options, whole, &folder, &matrix)));
+        if let Some(kernels) = kernels {
+            in_guests(options, Guests::of(kernels, &folder, &PROGRAMS), &cells, &matrix, &mut stages);
+        }
+        for (name, part, took, said) in beside
+            .into_iter()
+            .flat_map(|it| it.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        {
+            stages.add(name, part, took);
+            wrong.extend(said);
+        }
     });
-    if let Some(kernels) = kernels {
-        let guests = Guests::of(kernels, &folder, &PROGRAMS);
-        let gate = (filter.is_empty() && !every_kernel).then_some(&cells);
-        for (kernel, took) in guests.test(Scope { filter, gate, repeat: *repeat }, &mut matrix) {
-            let part = if kernel == ERROR_INJECTION { Part::Guest } else { Part::Others };
-            stages.add(&format!("guest {kernel}"), part, took);
-        }
-        guests.note_missing(&mut matrix);
-        if filter.is_empty() {
-            guests.names().for_each(|kernel| matrix.hold_against(&cells, kernel, *every_kernel));
-        }
-    }
-    if let Some(soak) = soak {
-        let (began, soaked, ended) = soak.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        stages.add("soak", Part::Soak, ended - began);
-        wrong.extend(soaked.err().map(|error| format!("{error:#}")));
+    let mut matrix = matrix.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if filter.is_empty() && is_listed()? {
+        matrix.hold_against(&cells, HOST, *every_kernel);
     }
     matrix.print();
     print!("\n{}", stages.table(filter.is_empty() && !every_kernel));
@@ -137,8 +133,51 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The integration tests on this machine's kernel.
-fn host(options: &Options, folder: &Path, wrong: &mut Vec<String>, matrix: &mut Matrix) -> Result<()> {
+/// The integration tests in guests.
+fn in_guests(options: &Options, guests: Guests, cells: &Cells, matrix: &Mutex<Matrix>, stages: &mut Stages) {
+    let Options { filter, every_kernel, repeat, .. } = options;
+    let gate = (filter.is_empty() && !every_kernel).then_some(cells);
+    for (kernel, took) in guests.test(Scope { filter, gate, repeat: *repeat }, matrix) {
+        let part = if kernel == ERROR_INJECTION { Part::Guest } else { Part::Others };
+        stages.add(&format!("guest {kernel}"), part, took);
+    }
+    let mut matrix = locked(matrix);
+    guests.note_missing(&mut matrix);
+    if filter.is_empty() {
+        guests.names().for_each(|kernel| matrix.hold_against(cells, kernel, *every_kernel));
+    }
+}
+
+/// A stage that others ran beside, how long it took, and what was wrong in it.
+type Beside = (&'static str, Part, Duration, Vec<String>);
+
+/// What on this machine's kernel only waits: tests, if they have not been run yet, and then the soak, which looks at what the whole
+/// machine has.
+fn beside(options: &Options, with_tests: bool, folder: &Path, matrix: &Mutex<Matrix>) -> Vec<Beside> {
+    let mut stages = Vec::new();
+    let mut time = |name, part, action: &mut dyn FnMut(&mut Vec<String>) -> Result<()>| {
+        let (began, mut wrong) = (Instant::now(), Vec::new());
+        let done = action(&mut wrong);
+        wrong.extend(done.err().map(|error| format!("{error:#}")));
+        stages.push((name, part, began.elapsed(), wrong));
+    };
+    if with_tests {
+        time("host, beside guests", Part::Beside, &mut |wrong| {
+            host(options, Some("wait"), folder, wrong, matrix)
+        });
+    }
+    time("soak", Part::Soak, &mut |_| soak::gate(folder));
+    stages
+}
+
+/// The integration tests on this machine's kernel: all, or those that measure, or those that wait.
+fn host(
+    options: &Options,
+    only: Option<&str>,
+    folder: &Path,
+    wrong: &mut Vec<String>,
+    matrix: &Mutex<Matrix>,
+) -> Result<()> {
     let mut command = as_root(&folder.join("fl-tests"));
     // One again and again, not beside itself.
     let jobs = if options.repeat.is_some() { 1 } else { host_jobs() };
@@ -149,7 +188,8 @@ fn host(options: &Options, folder: &Path, wrong: &mut Vec<String>, matrix: &mut 
     if let Some(times) = options.repeat {
         command.args(["--repeat", &times.to_string()]);
     }
-    for_each_line(command.args(&options.filter), wrong, |line| matrix.accept(HOST, line))
+    command.args(only.map(|only| format!("--only={only}")));
+    for_each_line(command.args(&options.filter), wrong, |line| locked(matrix).accept(HOST, line))
 }
 
 /// Whether this machine's kernel is the one that the list's column is of, and says so if it is not.
