@@ -42,6 +42,10 @@ const MEMORY_WITH_HOST_ROOT_MIB: u32 = 2048;
 
 const CPUS: u32 = 2;
 
+/// All that can be emulated, but for what tells a kernel that bytes are moved quickly one by one: the emulator moves them one by one.
+/// Without, eight tests of faults take a tenth less.
+const CPU: &str = "max,-erms,-fsrm";
+
 /// A guest that takes longer to reach its command will not reach it: on a busy machine it takes 15 s.
 const BOOT_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -155,7 +159,7 @@ fn qemu(run: &Run<'_>, dir: &Workdir) -> Result<Command> {
     let mut qemu = Command::new(program);
     qemu.current_dir(dir.path());
     qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-    qemu.args(["-M", "pc", "-accel", "tcg,thread=single", "-cpu", "max"]);
+    qemu.args(["-M", "pc", "-accel", "tcg,thread=single", "-cpu", CPU]);
     qemu.args(["-smp", &CPUS.to_string(), "-m", &format!("{memory}M")]);
     qemu.arg("-kernel").arg(image).args(["-initrd", INITRD]);
     let parameters = initramfs::builtin_parameters();
