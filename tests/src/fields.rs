@@ -15,7 +15,7 @@ use crate::{
     ensure,
     error::{Context, Failure, Result},
     faultline::Faultline,
-    harness::{Need, Test, is_emulated, is_gate},
+    harness::{Need, Test, is_gate, is_spared},
     inventory::Inventory,
     lab::{Lab, NEAR_DEVICE},
 };
@@ -168,7 +168,7 @@ fn some<T>(fields: impl Iterator<Item = T>) -> Result<impl Iterator<Item = T>> {
     let release = fs::read_to_string(RELEASE).context(RELEASE)?;
     let numbers = release.split(|letter: char| !letter.is_ascii_digit()).take(2);
     let sum: usize = numbers.filter_map(|number| number.parse::<usize>().ok()).sum();
-    let (first, step) = match (is_gate(), is_emulated()) {
+    let (first, step) = match (is_gate(), is_spared()) {
         (true, _) => (0, 5),
         (false, true) => (sum % 2, 2),
         (false, false) => (0, 1),

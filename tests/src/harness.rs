@@ -11,7 +11,7 @@ use std::{
     io,
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU8, Ordering},
         mpsc,
     },
     thread,
@@ -44,7 +44,7 @@ pub fn heed_signals() {
 }
 
 static EMULATED: AtomicBool = AtomicBool::new(false);
-static GATE: AtomicBool = AtomicBool::new(false);
+static EFFORT: AtomicU8 = AtomicU8::new(Effort::Full as u8);
 static EVERY_CALL: AtomicBool = AtomicBool::new(false);
 
 /// Says that this machine is emulated in software: all takes several times as long.
@@ -68,14 +68,38 @@ pub(crate) fn rounds(usually: u32) -> u32 {
     if is_emulated() { usually * 2 / 5 } else { usually }
 }
 
-/// Says that this run is one of the gate, which has minutes.
-pub fn set_gate() {
-    GATE.store(true, Ordering::Relaxed);
+/// How much a test tries that could try for hours.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Effort {
+    /// For the gate, which has minutes.
+    Gate,
+    /// For `--every-kernel`, where guests try less than the machine's own kernel.
+    Full,
+    /// For a test that is asked for by name: as much anywhere as on the machine's own kernel.
+    Whole,
 }
 
-/// Whether [`set_gate`] was said.
+impl Effort {
+    /// Says that this run is to take so much.
+    pub fn set(self) {
+        EFFORT.store(self as u8, Ordering::Relaxed);
+    }
+
+    /// That of this run; [`Effort::Full`] unless said.
+    pub(crate) fn asked() -> Self {
+        const ALL: [Effort; 3] = [Effort::Gate, Effort::Full, Effort::Whole];
+        ALL[usize::from(EFFORT.load(Ordering::Relaxed))]
+    }
+}
+
+/// Whether this run is one of the gate.
 pub(crate) fn is_gate() -> bool {
-    GATE.load(Ordering::Relaxed)
+    Effort::asked() == Effort::Gate
+}
+
+/// Whether this run is to try less here than on the machine's own kernel, as all takes several times as long here.
+pub(crate) fn is_spared() -> bool {
+    is_emulated() && Effort::asked() != Effort::Whole
 }
 
 /// Says that tests which try some of many calls are to try each.
@@ -88,12 +112,16 @@ pub(crate) fn is_every_call() -> bool {
     EVERY_CALL.load(Ordering::Relaxed)
 }
 
-/// How many random moments of a life are tried where `--every-kernel`, or a test that is asked for by name, tries `usually` on the
-/// machine's own kernel: a third of them in the gate, and in guests. Each run has the same seed, so these are the first of the
-/// others.
+/// How many random moments of a life are tried where the whole is `usually`: a third of them in the gate and in guests, and six in
+/// the gate's guests. Each run has the same seed, so these are the first of the others.
 pub(crate) fn moments(usually: u32) -> u32 {
     const LEAST: u32 = 8;
-    if is_gate() || is_emulated() { usually.min(LEAST.max(usually / 3)) } else { usually }
+    const IN_THE_GATES_GUESTS: u32 = 6;
+    match (is_gate(), is_spared()) {
+        (true, true) => usually.min(IN_THE_GATES_GUESTS),
+        (false, false) => usually,
+        _ => usually.min(LEAST.max(usually / 3)),
+    }
 }
 
 /// One integration test.

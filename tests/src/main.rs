@@ -8,12 +8,12 @@ use std::{
     process::ExitCode,
 };
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use faultline_tests::{
     calls, faultline, find,
     harness::{
-        Cell, Cells, Hand, Outcome, Report, Runner, Test, Word, heed_signals, run_one, set_emulated,
-        set_every_call, set_gate,
+        Cell, Cells, Effort, Hand, Outcome, Report, Runner, Test, Word, heed_signals, run_one, set_emulated,
+        set_every_call,
     },
     tests,
 };
@@ -54,15 +54,25 @@ struct Cli {
     /// Run each test so often
     #[arg(long, value_name = "N")]
     repeat: Option<u32>,
-    /// Try fewer random moments
-    #[arg(long, hide = true)]
-    brief: bool,
+    /// How much a test tries that could try for hours
+    #[arg(long, value_enum, hide = true)]
+    effort: Option<Effort>,
     /// Run this test here, in this process
     #[arg(long, value_name = "NAME", hide = true)]
     run_one: Option<String>,
     /// Make the system calls that a test asks for, over memory at standard input
     #[arg(long, hide = true)]
     obey: bool,
+}
+
+impl Cli {
+    fn effort(&self) -> Effort {
+        self.effort.unwrap_or(match (&self.gate, self.filter.is_empty()) {
+            (Some(_), _) => Effort::Gate,
+            (None, true) => Effort::Full,
+            (None, false) => Effort::Whole,
+        })
+    }
 }
 
 /// What a test does that takes its time.
@@ -84,9 +94,7 @@ fn main() -> ExitCode {
     if cli.emulated {
         set_emulated();
     }
-    if cli.brief {
-        set_gate();
-    }
+    cli.effort().set();
     if cli.every_call {
         set_every_call();
     }
@@ -118,7 +126,8 @@ fn run(cli: &Cli) -> io::Result<ExitCode> {
     }
     runner.arguments.extend(cli.emulated.then(|| "--emulated".into()));
     runner.arguments.extend(cli.every_call.then(|| "--every-call".into()));
-    runner.arguments.extend(cli.gate.is_some().then(|| "--brief".into()));
+    let effort = cli.effort().to_possible_value().map(|value| format!("--effort={}", value.get_name()));
+    runner.arguments.extend(effort);
     let mut counts = [0; 4];
     let mut tell = |word: Word<'static>| match word {
         // Should this kernel not survive the test, that is the last word on it.

@@ -16,7 +16,7 @@ use crate::{
     clocks::{Reading, Source},
     ensure,
     error::{Context, Result},
-    harness::{Need, Test, die_with_parent, is_emulated, program},
+    harness::{Need, Test, die_with_parent, is_spared, program},
 };
 
 pub(super) const TESTS: &[Test] =
@@ -33,7 +33,7 @@ const PER_THOUSAND: [usize; 2] = [990, 500];
 fn thousand() -> Result {
     let mut scene = Scene::set()?;
     let (fault, _) = scene.armed(OFFSET)?;
-    let count = if is_emulated() { 200 } else { PROGRAMS };
+    let count = if is_spared() { 200 } else { PROGRAMS };
     let ways = [("one after the other", ""), ("eight at a time", " & [ $((i % 8)) = 0 ] && wait")];
     for ((how, after), least) in ways.into_iter().zip(PER_THOUSAND) {
         let script =
