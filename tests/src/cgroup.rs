@@ -74,7 +74,7 @@ impl Cgroup {
     /// # Errors
     ///
     /// The kernel's.
-    pub fn child(&self, name: &str) -> Result<Self> {
+    pub fn child(&self, name: impl AsRef<Path>) -> Result<Self> {
         Self::at(self.path.join(name))
     }
 

@@ -13,7 +13,7 @@ use crate::error::{Context, Result};
 pub use self::{
     order::{From, Order, Wait, Waited, Watched},
     process::{Clock, REFERENCE, path},
-    vdso::{Image, remove_vdso},
+    vdso::{Image, remove_vdso, vdso_function, vdso_range},
 };
 
 const SECOND: i64 = 1_000_000_000;

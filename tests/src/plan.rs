@@ -122,8 +122,18 @@ fn changes(call: &str) -> Option<&'static str> {
     }
 }
 
-/// Whether a message to rtnetlink asks: of its types each fourth, from 18 on, does.
+/// Whether a message to rtnetlink asks: of its types each fourth, from 18 on, does. Or one to generic netlink: which number a family has,
+/// and which features an interface; strace shows of them the number of the command first.
 fn asks(call: &str) -> bool {
+    const ASKING: [&str; 2] = [
+        // To `nlctrl`, 16: `CTRL_CMD_GETFAMILY`.
+        r#"nlmsg_type=0x10 /* NLMSG_??? */, nlmsg_flags=NLM_F_REQUEST|NLM_F_ACK, nlmsg_seq=1, nlmsg_pid=0}, "\x03\x01"#,
+        // `ETHTOOL_MSG_FEATURES_GET`.
+        r#", nlmsg_pid=0}, "\x0b\x01"#,
+    ];
+    if ASKING.iter().any(|asking| call.contains(asking)) {
+        return true;
+    }
     let Some((_, kind)) = call.split_once("nlmsg_type=") else { return false };
     let kind = kind.split([',', ' ', '}']).next().unwrap_or_default();
     let number = kind.strip_prefix("0x").and_then(|hex| u16::from_str_radix(hex, 16).ok());
@@ -270,6 +280,7 @@ mod tests {
             "openat(AT_FDCWD</>, \"/proc/self/mem\", O_RDWR|O_CLOEXEC) = 4",
             "sendto(4<NETLINK:[1]>, [{nlmsg_len=44, nlmsg_type=0x10 /* NLMSG_??? */, nlmsg_flags=0}, \"\"], 44) = 44",
             "sendto(4<UDP:[1]>, \"x\", 1) = 1",
+            "sendto(4<NETLINK:[1]>, [{nlmsg_type=0x15 /* NLMSG_??? */, nlmsg_pid=0}, \"\\x0c\\x01\\x00\"], 32) = 32",
         ] {
             assert!(changes(call).is_some(), "{call}");
         }
@@ -281,6 +292,7 @@ mod tests {
             "openat(AT_FDCWD</>, \"/proc/self/maps\", O_RDONLY|O_CLOEXEC) = 4",
             "sendto(4<NETLINK:[1]>, [{nlmsg_len=44, nlmsg_type=0x12 /* NLMSG_??? */, nlmsg_flags=0}, \"\"], 44) = 44",
             "sendto(4<NETLINK:[1]>, [{nlmsg_len=44, nlmsg_type=RTM_GETLINK, nlmsg_flags=0}, \"\"], 44) = 44",
+            "sendto(4<NETLINK:[1]>, [{nlmsg_type=0x15 /* NLMSG_??? */, nlmsg_pid=0}, \"\\x0b\\x01\\x00\"], 32) = 32",
             "+++ exited with 0 +++",
         ] {
             assert_eq!(changes(call), None, "{call}");

@@ -18,9 +18,9 @@ use super::{
 };
 use crate::{
     spec::{
-        Chance, Cut, Exclusion, FaultSpec, Glob, Impairments, Loss, NetSpec, Peer, Percent, PortRange,
+        Chance, Cut, Exact, Exclusion, FaultSpec, Glob, Impairments, Loss, NetSpec, Peer, Percent, PortRange,
         Profile, Protocol, Question, Ramp, RecordType, Selectors, Sides, parse_count, parse_duration,
-        parse_network, parse_whole,
+        parse_network, parse_whole, shown,
     },
     target::Netns,
 };
@@ -30,7 +30,7 @@ const AND: &str = "--and";
 
 /// Inject faults from inside the Linux kernel. A fault lives exactly as long as the command that injects it.
 #[derive(Debug, Parser)]
-#[command(name = "faultline", version, max_term_width = 100)]
+#[command(name = "faultline", bin_name = "faultline", version, max_term_width = 100)]
 pub(super) struct Cli {
     #[command(subcommand)]
     pub(super) command: Command,
@@ -259,8 +259,8 @@ pub(super) struct RunOptions {
     /// How many packets may wait at once in each direction; 1000000 if not given
     #[arg(long, value_name = "PACKETS", value_parser = parse_count, allow_hyphen_values = true)]
     limit: Option<u64>,
-    /// Switch the interface's segmentation and receive offloads off, so that a packet is one on the wire; on by
-    /// default for gemodel, duplicate, corrupt and reorder
+    /// Switch the interface's segmentation and receive offloads off, so that a packet is one on the wire; as far as the interface
+    /// does, by default for gemodel, duplicate, corrupt and reorder
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     exact: Option<bool>,
     /// Say what would be hit, by what, and what would have to be undone; touch nothing
@@ -299,7 +299,10 @@ pub(super) struct Further {
 type Group = (Vec<String>, Vec<OsString>);
 
 /// The arguments without the first fault's words, these words, and each group after an `--and`.
-pub(super) fn split(arguments: impl Iterator<Item = OsString>) -> (Vec<OsString>, Vec<String>, Vec<Group>) {
+pub(super) type Parts = (Vec<OsString>, Vec<String>, Vec<Group>);
+
+/// Takes arguments apart.
+pub(super) fn split(arguments: impl Iterator<Item = OsString>) -> Result<Parts, clap::Error> {
     let arguments: Vec<_> = arguments.collect();
     // What is behind this is a command of somebody else's.
     let end = arguments.iter().position(|argument| argument == "--").unwrap_or(arguments.len());
@@ -307,21 +310,27 @@ pub(super) fn split(arguments: impl Iterator<Item = OsString>) -> (Vec<OsString>
     let mut groups = ours.split(|argument| argument == AND).map(<[_]>::to_vec);
     let mut first = groups.next().unwrap_or_default();
     let is_net = first.get(1).is_some_and(|command| command == "net");
-    let (words, rest) = leading(first.split_off(if is_net { 2 } else { first.len() }));
+    let (words, rest) = leading(first.split_off(if is_net { 2 } else { first.len() }))?;
     first.extend(rest);
     first.extend_from_slice(command);
-    (first, words, groups.map(leading).collect())
+    Ok((first, words, groups.map(leading).collect::<Result<_, _>>()?))
 }
 
 /// The words up to the first option. A number below zero is no option.
-fn leading(mut arguments: Vec<OsString>) -> Group {
+fn leading(mut arguments: Vec<OsString>) -> Result<Group, clap::Error> {
     let is_option = |argument: &OsString| {
         let text = argument.to_string_lossy();
         text.strip_prefix('-').is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit() || c == '.'))
     };
     let end = arguments.iter().position(is_option).unwrap_or(arguments.len());
     let rest = arguments.split_off(end);
-    (arguments.into_iter().map(|word| word.to_string_lossy().into_owned()).collect(), rest)
+    let text = |word: OsString| {
+        word.into_string().map_err(|word| {
+            let message = format!("{} is not UTF-8", shown::name(&word));
+            Cli::command().error(ErrorKind::InvalidUtf8, message)
+        })
+    };
+    Ok((arguments.into_iter().map(text).collect::<Result<_, _>>()?, rest))
 }
 
 /// The faults after each `--and`.
@@ -484,7 +493,11 @@ impl RunOptions {
     pub(super) fn spec(&self, faults: Vec<FaultSpec>) -> Result<NetSpec, clap::Error> {
         let Self { dev, netns, seed, duration, limit, exact, include_protected, plan: _, json: _ } = self;
         let limit = limit.map(|limit| u32::try_from(limit).unwrap_or(u32::MAX));
-        let exact = exact.unwrap_or_else(|| faults.iter().any(|fault| fault.impairments.is_of_packets()));
+        let exact = match exact {
+            Some(true) => Exact::Required,
+            None if faults.iter().any(|fault| fault.impairments.is_of_packets()) => Exact::IfPossible,
+            Some(false) | None => Exact::No,
+        };
         let spec = NetSpec {
             device: dev.clone(),
             netns: netns.clone(),
@@ -514,7 +527,7 @@ mod tests {
     }
 
     fn parse(line: &str) -> Result<Vec<FaultSpec>, clap::Error> {
-        let (first, words, further) = split(line.split(' ').map(OsString::from));
+        let (first, words, further) = split(line.split(' ').map(OsString::from))?;
         let cli = Cli::try_parse_from(first)?;
         let mut all = parse_further(further, &cli)?;
         if let Command::Net { fault, .. } = cli.command {

@@ -1,30 +1,27 @@
 //! A program that is started by a command of ours, and held until it may begin.
 
 use std::{
-    ffi::{CString, NulError, OsString},
+    ffi::{CString, NulError, OsStr, OsString},
     fs::File,
     io::{self, Read, Write},
-    mem,
     os::{
         fd::{AsFd, FromRawFd, OwnedFd},
-        unix::ffi::OsStringExt,
+        unix::ffi::{OsStrExt, OsStringExt},
     },
 };
 
 use nix::{
     errno::Errno,
-    sys::{
-        signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask},
-        wait::{WaitPidFlag, WaitStatus, waitpid},
-    },
-    unistd::{ForkResult, Pid, execvp, fork, pipe2},
+    sys::signal::{SigSet, SigmaskHow, kill, sigprocmask},
+    unistd::{ForkResult, Pid, execvp, fork, getpgid, getpgrp, pipe2},
 };
 
 use super::out::say;
 use crate::kernel::{
     self,
-    signals::{News, Signals},
+    signals::{Asked, News, Signals},
 };
+use crate::spec::shown;
 
 /// The exit code of `env`, `timeout` and the shells for a program that is not there, and for one that cannot be executed.
 const NOT_FOUND: i32 = 127;
@@ -35,13 +32,12 @@ const NOT_EXECUTED: i32 = 126;
 pub(super) struct Held {
     pid: Pid,
     go: Option<File>,
-    is_told: bool,
 }
 
 impl Held {
-    /// Makes the process. The caller must have one thread alone.
+    /// Makes the process.
     pub(super) fn begin(words: &[OsString]) -> kernel::Result<Self> {
-        let named = words.first().map_or_else(String::new, |word| word.to_string_lossy().into_owned());
+        let named = words.first().map_or_else(String::new, shown::name);
         let error = |call, source| kernel::Error::new(call, format!("the command {named}"), source);
         let words = words.iter().map(|word| CString::new(word.clone().into_vec()));
         let words: Vec<_> =
@@ -51,11 +47,10 @@ impl Held {
         unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
         let (read, write) =
             pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|errno| error("pipe", errno.into()))?;
-        // SAFETY: there is no other thread that could hold a lock for ever in the child.
+        // SAFETY: the C library has its locks for memory be free in the child, whatever other threads do; nothing else of what that
+        // does takes one.
         match unsafe { fork() }.map_err(|errno| error("fork", errno.into()))? {
-            ForkResult::Parent { child } => {
-                Ok(Self { pid: child, go: Some(File::from(write)), is_told: false })
-            }
+            ForkResult::Parent { child } => Ok(Self { pid: child, go: Some(File::from(write)) }),
             ForkResult::Child => {
                 drop(write);
                 become_program(read, &words)
@@ -72,11 +67,12 @@ impl Held {
         let _ = self.go.take().map(|mut go| go.write_all(b"!"));
     }
 
-    /// Tells it what we were told, once.
-    pub(super) fn tell(&mut self, signal: Signal) {
-        if !mem::replace(&mut self.is_told, true) {
-            // It may have ended by itself.
-            let _ = kill(self.pid, signal);
+    /// Tells it what we were told, unless the terminal tells both.
+    pub(super) fn tell(&self, asked: Asked) {
+        // A terminal tells all of its foreground's group, which it may have left.
+        if !asked.by_terminal || getpgid(Some(self.pid)) != Ok(getpgrp()) {
+            // It may have ended by itself, but is not waited for yet: the number is its own.
+            let _ = kill(self.pid, asked.signal);
         }
     }
 
@@ -86,7 +82,7 @@ impl Held {
     }
 
     /// Its exit code, once it has ended; 128 and the signal's number if that was what ended it. It is told what we are told
-    /// meanwhile, unless the terminal tells both.
+    /// meanwhile.
     pub(super) fn wait(mut self, signals: &Signals) -> kernel::Result<u8> {
         let error = |call| move |errno: Errno| kernel::Error::new(call, "the command", errno.into());
         // One that was never told to begin ends here.
@@ -95,15 +91,18 @@ impl Held {
         loop {
             match signals.wait_for(pidfd.as_fd())? {
                 Some(News::Gone) => break,
-                Some(News::Signal(signal, false)) => drop(kill(self.pid, signal)),
-                Some(News::Signal(_, true)) | None => {}
+                Some(News::Signal(asked)) => self.tell(asked),
+                None => {}
             }
         }
         loop {
+            let mut status = 0;
             // Another thread may have traced it a moment ago.
-            match waitpid(self.pid, Some(WaitPidFlag::__WALL)) {
-                Ok(WaitStatus::Exited(_, code)) => return Ok(code as u8),
-                Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(128 + signal as i32 as u8),
+            // SAFETY: there is room for what is written.
+            match Errno::result(unsafe { libc::waitpid(self.pid.as_raw(), &raw mut status, libc::__WALL) }) {
+                Ok(_) if libc::WIFEXITED(status) => return Ok(libc::WEXITSTATUS(status) as u8),
+                // A real-time signal's too, which nix has no name for.
+                Ok(_) if libc::WIFSIGNALED(status) => return Ok(128 + libc::WTERMSIG(status) as u8),
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => return Err(error("waitpid")(errno)),
             }
@@ -128,7 +127,8 @@ fn become_program(go: OwnedFd, words: &[CString]) -> ! {
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
         let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
         let Err(errno) = execvp(program, words);
-        say(format_args!("{}: {}", program.to_string_lossy(), io::Error::from(errno)));
+        let named = shown::name(OsStr::from_bytes(program.as_bytes()));
+        say(format_args!("{named}: {}", io::Error::from(errno)));
         code = if errno == Errno::ENOENT { NOT_FOUND } else { NOT_EXECUTED };
     }
     // SAFETY: ends the process at once, without what its parent would have done at its end.

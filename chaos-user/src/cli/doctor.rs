@@ -1,11 +1,14 @@
 //! What the doctor found, for people. `--json` is the report itself.
 
-use std::io::{self, Write};
+use std::fmt;
 
 use chaos_ebpf::abi::Direction;
 
-use super::{CliError, Code, OutputError, net::require_root, owners};
-use crate::kernel::probe::{self, FaultSupport, Finding, MissingRight, Report, State};
+use super::{CliError, Code, net::require_root, out::Stdout, owners};
+use crate::{
+    kernel::probe::{self, FaultSupport, Finding, MissingRight, Report, State},
+    spec::Lines,
+};
 
 /// Width of the longest mechanism's name.
 const NAME: usize = 17;
@@ -17,23 +20,21 @@ pub(super) fn run(json: bool) -> Result<Code, CliError> {
     // Without root nothing can be swept, and the report says what else cannot be done.
     let swept = if require_root().is_ok() { owners::sweep_first()? } else { Code::Success };
     let report = probe::run();
-    let mut out = io::stdout().lock();
-    let printed = if json {
-        serde_json::to_writer(&mut out, &report).map_err(io::Error::from).and_then(|()| writeln!(out))
+    let mut out = Stdout::lock();
+    if json {
+        out.json(&report)?;
     } else {
-        print_text(&report, &mut out)
-    };
-    printed.map_err(OutputError)?;
+        let mut text = Lines(String::new());
+        // A string takes everything.
+        let _ = print_text(&report, &mut text);
+        out.text(&text.0)?;
+    }
     Ok(if report.ready { swept } else { Code::NotStarted })
 }
 
 /// Prints the report: the host, a line for each mechanism with cause and remedy where it is missing, and what
 /// faults work by what.
-///
-/// # Errors
-///
-/// Those of `out`.
-fn print_text(report: &Report, out: &mut impl Write) -> io::Result<()> {
+fn print_text(report: &Report, out: &mut Lines<String>) -> fmt::Result {
     let Report { faultline, kernel, architecture, ready, unprivileged, missing_rights, .. } = report;
     let unknown = || "unknown".to_owned();
     writeln!(out, "Faultline {faultline} on Linux {kernel} ({architecture})")?;
@@ -56,7 +57,8 @@ fn print_text(report: &Report, out: &mut impl Write) -> io::Result<()> {
         let remedy = "run faultline doctor with the host root's rights";
         writeln!(out, "  {:NAME$}  {:STATE$}  {remedy}", "all others", "unknown")?;
     }
-    writeln!(out, "\nFaults on this kernel:")?;
+    writeln!(out)?;
+    writeln!(out, "Faults on this kernel:")?;
     for fault in &report.faults {
         print_fault(fault, unprivileged.is_some(), out)?;
     }
@@ -67,10 +69,11 @@ fn print_text(report: &Report, out: &mut impl Write) -> io::Result<()> {
     } else {
         "Not ready: packet loss does not work in both directions."
     };
-    writeln!(out, "\n{verdict}")
+    writeln!(out)?;
+    writeln!(out, "{verdict}")
 }
 
-fn print_finding(finding: &Finding, out: &mut impl Write) -> io::Result<()> {
+fn print_finding(finding: &Finding, out: &mut Lines<String>) -> fmt::Result {
     let Finding { mechanism, state, note, cause, remedy } = finding;
     let state = match state {
         State::Available => "yes",
@@ -80,12 +83,20 @@ fn print_finding(finding: &Finding, out: &mut impl Write) -> io::Result<()> {
     let mut remarks =
         [note.as_deref(), cause.as_deref()].into_iter().flatten().map(str::to_owned).collect::<Vec<_>>();
     remarks.extend(remedy.as_ref().map(|remedy| format!("-> {remedy}")));
-    let indent = format!("\n{:width$}", "", width = 2 + NAME + 2 + STATE + 2);
-    let line = format!("  {mechanism:NAME$}  {state:STATE$}  {}", remarks.join(&indent));
-    writeln!(out, "{}", line.trim_end())
+    let mut before = (mechanism.name(), state);
+    if remarks.is_empty() {
+        remarks.push(String::new());
+    }
+    for remark in remarks {
+        let (name, state) = before;
+        let line = format!("  {name:NAME$}  {state:STATE$}  {remark}");
+        writeln!(out, "{}", line.trim_end())?;
+        before = ("", "");
+    }
+    Ok(())
 }
 
-fn print_fault(support: &FaultSupport, untried: bool, out: &mut impl Write) -> io::Result<()> {
+fn print_fault(support: &FaultSupport, untried: bool, out: &mut Lines<String>) -> fmt::Result {
     let FaultSupport { fault, direction, mechanism, fallbacks, missing, rights } = support;
     let names = |mechanisms: &[_]| mechanisms.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let name = match direction {
@@ -123,12 +134,12 @@ mod tests {
             cause: Some("the kernel says no".into()),
             remedy: Some("ask again".into()),
         };
-        let mut out = Vec::new();
-        print_finding(&finding, &mut out).expect("a vector takes everything");
+        let mut out = Lines(String::new());
+        print_finding(&finding, &mut out).expect("a string takes everything");
         let expected = [
             "  tcx                no       the kernel says no\n",
             "                              -> ask again\n",
         ];
-        assert_eq!(String::from_utf8_lossy(&out), expected.concat());
+        assert_eq!(out.0, expected.concat());
     }
 }

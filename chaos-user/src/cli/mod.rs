@@ -83,7 +83,7 @@ impl From<Code> for ExitCode {
 ///
 /// [`CliError`], which knows how to print itself and the exit code.
 pub fn run(arguments: impl Iterator<Item = OsString>) -> Result<Code, CliError> {
-    let (first, words, further) = args::split(arguments);
+    let (first, words, further) = args::split(arguments)?;
     let cli = Cli::try_parse_from(first)?;
     let further = args::parse_further(further, &cli)?;
     release::require(release::running()?).map_err(HostError::from)?;

@@ -128,7 +128,8 @@ fn rules(
     targets: &[(Owner, Target)],
     network: Option<&Netns>,
 ) -> Result<Vec<fault::Rule>, CliError> {
-    let here = network.map_or_else(|| current_netns().map_err(CliError::from), |netns| Ok(netns.inode()?))?;
+    let here =
+        network.map_or_else(|| Ok::<_, CliError>(current_netns()?.inode), |netns| Ok(netns.inode()?))?;
     let found = |fault: &FaultSpec| {
         let Selectors { owners, peers, excluded, .. } = &fault.selectors;
         let (mut cgroups, mut processes) = (Vec::new(), Vec::new());
@@ -189,7 +190,7 @@ fn network(spec: &NetSpec, targets: &[(Owner, Target)]) -> Result<Option<Netns>,
     }
     let mut namespaces = BTreeMap::new();
     for (owner, process) in processes {
-        let netns = Netns::of_process(process);
+        let netns = Netns::of_process(process).known()?;
         namespaces.insert(netns.inode()?, (owner, netns));
     }
     match namespaces.len() {

@@ -24,7 +24,7 @@ pub(super) fn ps(json: bool) -> Result<Code, CliError> {
         )?;
     }
     for fault in &faults {
-        if json { writeln!(out, "{}", object(fault))? } else { rows(fault, &mut out)? }
+        if json { out.json(&object(fault))? } else { rows(fault, &mut out)? }
     }
     Ok(code)
 }
@@ -56,7 +56,7 @@ fn object(fault: &Live) -> serde_json::Value {
         "state": fault.state,
         "device": fault.begun.device,
         "ifindex": fault.begun.ifindex,
-        "netns": fault.begun.netns,
+        "netns": fault.begun.netns.inode,
         "seed": fault.begun.seed,
         "remaining_s": fault.remaining.map(|left| left.as_secs_f64()),
         "hooks": fault.hooks,
@@ -84,7 +84,7 @@ fn rows(fault: &Live, out: &mut Stdout) -> Result<(), OutputError> {
             fault.id,
             state.as_str().unwrap_or_default(),
             fault.begun.device.as_deref().unwrap_or("-"),
-            fault.begun.netns,
+            fault.begun.netns.inode,
             rule.direction.name(),
             hook.map_or_else(|| "-".into(), |hook| hook.hook.to_string()),
             rule.fault

@@ -26,7 +26,8 @@ fn list() -> Result<Code, CliError> {
     for (name, text) in BUILT_IN {
         let what = text.lines().next().unwrap_or_default().trim_start_matches("# ");
         let figures = text.lines().find_map(|line| line.strip_prefix("default ")).unwrap_or_default();
-        writeln!(out, "{name:<14}{what}\n{:<14}{figures}", "")?;
+        writeln!(out, "{name:<14}{what}")?;
+        writeln!(out, "{:<14}{figures}", "")?;
     }
     Ok(Code::Success)
 }
@@ -35,7 +36,7 @@ fn list() -> Result<Code, CliError> {
 fn show(name: &str) -> Result<Code, CliError> {
     let found = BUILT_IN.iter().find(|(built_in, _)| *built_in == name);
     let (_, text) = found.ok_or_else(|| CliError::NoBuiltIn(name.into()))?;
-    write!(Stdout::lock(), "{text}")?;
+    Stdout::lock().text(text)?;
     Ok(Code::Success)
 }
 

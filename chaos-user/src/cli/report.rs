@@ -1,7 +1,7 @@
 //! What a run prints: text for people, or the same facts as one JSON object a line.
 
 use std::{
-    fmt::{self, Display, Write},
+    fmt::{self, Display},
     io::{self, IsTerminal},
     os::fd::{AsFd, BorrowedFd},
     time::Duration,
@@ -24,13 +24,17 @@ use crate::{
         self,
         counters::Effects,
         mechanism::Mechanism,
-        signals::{News, Signals},
+        signals::{Asked, News, Signals},
     },
     session::{
         Armed, BACKGROUND, Ended, Ending, Facts, HookRecord, Observer, Prepared, RuleReport, RunReport,
         SessionError,
     },
+    spec::{Lines, one, shown_json},
 };
+
+/// What is printed for people.
+type Text = Lines<String>;
 
 /// Has a terminal forget the line of progress.
 const CLEAR: &str = "\r\x1b[K";
@@ -39,11 +43,11 @@ const CLEAR: &str = "\r\x1b[K";
 pub(super) fn preview(preview: &(impl Serialize + Display), json: bool) -> Result<(), OutputError> {
     let mut out = Stdout::lock();
     if !json {
-        return write!(out, "{preview}");
+        return out.text(&preview.to_string());
     }
     let mut object = json!(preview);
     object["event"] = "plan".into();
-    writeln!(out, "{object}")
+    out.json(&object)
 }
 
 /// Prints a run, and tells the program that was started for it, if there is one. Nothing here waits for who reads, but for
@@ -77,12 +81,19 @@ impl<'a> Reporter<'a> {
         self.command.is_some()
     }
 
+    /// Whoever asks us to end means the command too.
+    fn pass_on(&self, asked: Asked) {
+        if let Some(command) = &self.command {
+            command.tell(asked);
+        }
+    }
+
     fn object(&self, event: &str, facts: Value) -> String {
         let mut object = json!({ "event": event, "id": self.id });
         if let (Value::Object(object), Value::Object(facts)) = (&mut object, facts) {
             object.extend(facts);
         }
-        format!("{object}\n")
+        format!("{}\n", shown_json(&object.to_string()))
     }
 
     fn line(&self, event: &str, facts: Value) {
@@ -90,11 +101,11 @@ impl<'a> Reporter<'a> {
     }
 
     /// Prints text for people.
-    fn text(&self, write: impl FnOnce(&mut String) -> fmt::Result) {
-        let mut text = String::new();
+    fn text(&self, before: &str, write: impl FnOnce(&mut Text) -> fmt::Result) {
+        let mut text = Lines(before.to_owned());
         // A string takes everything.
         let _ = write(&mut text);
-        self.out.print(text);
+        self.out.print(text.0);
     }
 
     pub(super) fn prepared(&mut self, prepared: &Prepared) {
@@ -118,7 +129,7 @@ impl<'a> Reporter<'a> {
             return;
         }
         if self.command.is_none() {
-            self.text(|out| prepared_text(out, &self.id, plan, &hooks));
+            self.text("", |out| prepared_text(out, &self.id, plan, &hooks));
         }
     }
 
@@ -130,7 +141,7 @@ impl<'a> Reporter<'a> {
         match &mut self.command {
             Some(command) => command.go(),
             None if self.json => {}
-            None => self.text(|out| match armed.duration() {
+            None => self.text("", |out| match armed.duration() {
                 Some(duration) => {
                     writeln!(out, "armed for {}; ^C ends it", humantime::format_duration(duration))
                 }
@@ -161,7 +172,7 @@ impl<'a> Reporter<'a> {
             return self.line("summary", facts);
         }
         if self.command.is_some() {
-            let told = remarks.iter().map(|remark| format!("faultline: {remark}\n"));
+            let told = remarks.iter().map(|remark| one(format_args!("faultline: {remark}\n")));
             told.for_each(|remark| self.err.print(remark));
             return;
         }
@@ -174,8 +185,8 @@ impl<'a> Reporter<'a> {
             (true, true) => CLEAR,
             (false, _) => "",
         };
-        self.text(|out| {
-            writeln!(out, "{clear}{verdict}: {reason}{checked}")?;
+        self.text(clear, |out| {
+            writeln!(out, "{verdict}: {reason}{checked}")?;
             summary_text(out, &ended.report)
         });
     }
@@ -194,7 +205,10 @@ impl<'a> Reporter<'a> {
             printer.close();
             while printer.owes() {
                 match signals.wait(Some(printer.ends()), longest) {
-                    Ok(Some(News::Signal(..))) => longest = PATIENCE,
+                    Ok(Some(News::Signal(asked))) => {
+                        self.pass_on(asked);
+                        longest = PATIENCE;
+                    }
                     Ok(None) if longest == LONG => {}
                     Ok(Some(News::Gone) | None) | Err(_) => break,
                 }
@@ -205,7 +219,7 @@ impl<'a> Reporter<'a> {
 }
 
 /// What is going to be done, for people.
-fn prepared_text(out: &mut String, id: &str, plan: &Facts, hooks: &[HookRecord]) -> fmt::Result {
+fn prepared_text(out: &mut Text, id: &str, plan: &Facts, hooks: &[HookRecord]) -> fmt::Result {
     let seed = plan.seed.map_or_else(String::new, |seed| format!(", seed {seed}"));
     writeln!(out, "fault {id} on {}{seed}", plan.place)?;
     for rule in &plan.rules {
@@ -230,7 +244,7 @@ fn prepared_text(out: &mut String, id: &str, plan: &Facts, hooks: &[HookRecord])
 }
 
 /// What has become of each rule, for people.
-fn summary_text(out: &mut String, report: &RunReport) -> fmt::Result {
+fn summary_text(out: &mut Text, report: &RunReport) -> fmt::Result {
     let RunReport { rules, spared, queue_lost, remarks } = report;
     if rules.is_empty() {
         return remarks.iter().try_for_each(|remark| writeln!(out, "{remark}"));
@@ -298,10 +312,11 @@ fn summary_text(out: &mut String, report: &RunReport) -> fmt::Result {
 }
 
 impl Observer for Reporter<'_> {
-    fn settling(&mut self, ending: Ending, time: Duration) {
-        if let (Ending::Signal(signal), Some(command)) = (ending, &mut self.command) {
-            command.tell(signal);
-        }
+    fn asked(&mut self, asked: Asked) {
+        self.pass_on(asked);
+    }
+
+    fn settling(&mut self, time: Duration) {
         if self.json {
             return self.line("settling", json!({ "seconds": time.as_secs_f64() }));
         }

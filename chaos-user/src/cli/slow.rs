@@ -16,7 +16,7 @@ use super::{
 use crate::{
     kernel::{signals::Waiting, throttle::BlockDevice},
     session::{Prepared, SlowPlan, SlowRule},
-    spec::{DeviceSpec, PathSpec, SlowOp, SlowSpec, Speed, parse_duration},
+    spec::{DeviceSpec, PathSpec, SlowOp, SlowSpec, Speed, parse_duration, shown},
     target::{Cgroup, PlaceError, Target, device_number, devices_of, disk},
 };
 
@@ -135,8 +135,11 @@ fn look_up(spec: &SlowSpec) -> Result<SlowPlan, CliError> {
 }
 
 fn rule(spec: &SlowSpec, ops: &str, cgroup: &Cgroup, device: BlockDevice) -> SlowRule {
-    let label =
-        format!("io slow {} --ops {ops} --cgroup {} --dev-block {device}", spec.speed, cgroup.path.display());
+    let label = format!(
+        "io slow {} --ops {ops} --cgroup {} --dev-block {device}",
+        spec.speed,
+        shown::name(&cgroup.path)
+    );
     SlowRule { cgroup: cgroup.clone(), device, limits: spec.speed.limits(&spec.ops), label }
 }
 

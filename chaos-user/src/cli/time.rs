@@ -147,11 +147,8 @@ pub(super) fn run(options: SkewOptions) -> Result<Code, CliError> {
     let reporter = Reporter::new(options.json, command.as_mut())?;
     let signals = waiting.hold()?;
     let injected = inject(Prepared::of_skew(plan)?, &signals, None, reporter);
-    let Some(mut command) = command else { return Ok(injected?.0) };
+    let Some(command) = command else { return Ok(injected?.0) };
     let has_begun = command.has_begun();
-    if let Ok((_, Ending::Signal(signal))) = &injected {
-        command.tell(*signal);
-    }
     // Whatever became of the fault, it is not left alone.
     let status = command.wait(&signals).map_err(CliError::Command)?;
     let (code, ending) = injected?;

@@ -37,7 +37,7 @@ fn verdict_of(ending: Ending, fired: Option<bool>) -> (&'static str, String) {
             ("inconclusive", "the command has ended and it never fired".into())
         }
         (Ending::CommandEnded, None) => ("inconclusive", "the command has ended".into()),
-        (Ending::Signal(signal), _) => ("interrupted", format!("{signal}")),
+        (Ending::Signal(asked), _) => ("interrupted", format!("{}", asked.signal)),
         (Ending::Lapsed(lapsed), _) => (
             "aborted",
             format!(

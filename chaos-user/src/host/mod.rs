@@ -1,9 +1,12 @@
 //! What this machine is, and what this process may do on it.
 
+pub mod mounts;
 pub mod namespaces;
 pub mod release;
 pub mod rights;
 pub mod run;
+
+use std::{fs, io, os::unix::fs::MetadataExt};
 
 pub use release::TooOld;
 pub use rights::{Capability, RightsError, Use};
@@ -21,6 +24,18 @@ pub enum HostError {
     /// A newer kernel.
     #[error(transparent)]
     TooOld(#[from] TooOld),
+}
+
+/// What tells this start of the machine from all others; nothing where that is not to be seen: containers may have another of their
+/// own there.
+///
+/// # Errors
+///
+/// If it cannot be read.
+pub fn boot_id() -> io::Result<Option<String>> {
+    const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+    let is_the_kernels = fs::metadata(BOOT_ID)?.dev() == fs::metadata("/proc/self")?.dev();
+    Ok(if is_the_kernels { Some(fs::read_to_string(BOOT_ID)?.trim().to_owned()) } else { None })
 }
 
 /// What a run takes of its host.

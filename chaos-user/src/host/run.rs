@@ -4,18 +4,12 @@
 //! another's tmpfs, or one that mounts reach from outside, is the host's; what lies on the container's own root is not, nor is
 //! what lies on another file system than `/run` of the host's first process, where that can be seen. Else it cannot be told.
 
-use std::{
-    env, fs,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-};
+use std::{env, fs, os::unix::fs::MetadataExt, path::Path};
 
-use procfs::{
-    FromRead,
-    process::{MountInfo, MountInfos, MountOptFields},
+use super::{
+    mounts::{self, Mount},
+    namespaces,
 };
-
-use super::namespaces;
 
 /// Says that the own `/run` is meant: `own`.
 pub const VARIABLE: &str = "FAULTLINE_RUN";
@@ -56,30 +50,9 @@ struct Facts {
     mounts: Vec<Mount>,
 }
 
-/// What is mounted where.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Mount {
-    point: PathBuf,
-    /// The folder of its file system that is there.
-    root: String,
-    kind: String,
-    /// Whether mounts reach it from elsewhere.
-    has_peers: bool,
-}
-
-impl From<MountInfo> for Mount {
-    fn from(mount: MountInfo) -> Self {
-        let MountInfo { mount_point: point, root, fs_type: kind, opt_fields, .. } = mount;
-        let is_peer =
-            |field: &MountOptFields| matches!(field, MountOptFields::Shared(_) | MountOptFields::Master(_));
-        Self { point, root, kind, has_peers: opt_fields.iter().any(is_peer) }
-    }
-}
-
 impl Facts {
     fn look() -> Self {
-        let mounts = MountInfos::from_file("/proc/self/mountinfo");
-        let mounts = mounts.map(|all| all.into_iter().map(Mount::from).collect()).unwrap_or_default();
+        let mounts = mounts::of(Path::new("/proc/self")).unwrap_or_default();
         let has_hosts_pids = namespaces::numbers_are_the_hosts();
         // The first process of this container itself says nothing of the host.
         let is_another = namespaces::number("1", "mnt") != namespaces::number("self", "mnt");
@@ -118,7 +91,7 @@ impl Facts {
         if mount.point == Path::new("/") {
             return Run::Containers("is on this container's own root, and goes with the container");
         }
-        if mount.root.contains("/kubernetes.io~empty-dir/") {
+        if mount.root.to_string_lossy().contains("/kubernetes.io~empty-dir/") {
             return Run::Containers("is an emptyDir, and goes with the pod");
         }
         if mount.has_peers || self.same_run == Some(true) || mount.kind == "tmpfs" && mount.root != "/" {
@@ -167,7 +140,7 @@ mod tests {
     use super::*;
 
     fn mount(point: &str, root: &str, kind: &str, has_peers: bool) -> Mount {
-        Mount { point: point.into(), root: root.into(), kind: kind.into(), has_peers }
+        Mount { point: point.into(), root: root.into(), kind: kind.into(), has_peers, device: (0, 1) }
     }
 
     /// A container without the host's processes, with these mounts on its root.

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     host::{Demands, Use},
+    spec::shown,
     target::Device,
 };
 
@@ -88,8 +89,7 @@ impl Attachment {
     ///
     /// The kernel's.
     pub fn to_cgroup(programs: &mut Programs, cgroup: &Path) -> Result<[Self; 2]> {
-        let folder =
-            File::open(cgroup).map_err(|source| Error::new("open", cgroup.display().to_string(), source))?;
+        let folder = File::open(cgroup).map_err(|source| Error::new("open", shown::name(cgroup), source))?;
         let [v4, v6] = program::CONNECT;
         let (folder, mechanism) = (folder.as_fd(), Mechanism::CgroupConnect);
         let of_v4 = bpf_attach_type::BPF_CGROUP_INET4_CONNECT;
@@ -106,8 +106,7 @@ impl Attachment {
     ///
     /// The kernel's.
     pub fn of_sockets(programs: &mut Programs, cgroup: &Path) -> Result<Self> {
-        let folder =
-            File::open(cgroup).map_err(|source| Error::new("open", cgroup.display().to_string(), source))?;
+        let folder = File::open(cgroup).map_err(|source| Error::new("open", shown::name(cgroup), source))?;
         let hook = bpf_attach_type::BPF_CGROUP_INET_SOCK_CREATE;
         Self::by_cgroup(programs.socket()?, folder.as_fd(), hook, Mechanism::CgroupSock)
     }

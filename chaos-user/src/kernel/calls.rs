@@ -23,6 +23,7 @@ use super::{
     mechanism::Mechanism,
     object,
     probe::{self, perf::Event},
+    roll::Roll,
     sys,
     wiring::{CallsError, Refusals, Wired, Wiring, wire},
 };
@@ -159,13 +160,13 @@ impl CallPrograms {
         &self.attached
     }
 
-    /// Has processes be those that these rules want, with all they begin from now on.
+    /// Who is wanted as a process rather than by its cgroup.
     ///
     /// # Errors
     ///
-    /// The kernel's; `E2BIG` if they are too many.
-    pub fn add_processes(&mut self, processes: &BTreeMap<u32, u64>) -> Result<()> {
-        maps::insert_all(self.code.maps_mut(), abi::map::PROCESSES, processes.clone())
+    /// The kernel's.
+    pub fn roll(&self) -> Result<Roll> {
+        Roll::of(self.code.maps())
     }
 
     /// Writes the rules.

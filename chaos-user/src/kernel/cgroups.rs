@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::{Error, Result};
+use crate::spec::shown;
 
 /// All folders below this one.
 ///
@@ -20,7 +21,7 @@ pub(crate) fn below(root: &Path) -> Result<Vec<PathBuf>> {
         match folders(&folder, &mut found) {
             // What goes meanwhile is not looked for.
             Err(error) if !leads_nowhere(&error) => {
-                return Err(Error::new("list", folder.display().to_string(), error));
+                return Err(Error::new("list", shown::name(&folder), error));
             }
             _ => left.extend_from_slice(&found[before..]),
         }

@@ -1,7 +1,12 @@
 //! What the kernel does not take back when its owner ends: written down before it is made, and taken back by
 //! whoever finds it written down.
 
-use std::{fmt, fs::File, io};
+use std::{
+    fmt,
+    fs::File,
+    io,
+    time::{Duration, Instant},
+};
 
 use chaos_ebpf::abi::Direction;
 use serde::{Deserialize, Serialize};
@@ -9,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Error, Result,
     ethtool::{Ethtool, Feature, SEGMENTATION},
-    filter, gone,
+    filter,
     memory::VdsoChange,
     netlink::{Link, Netlink},
     throttle::Throttle,
@@ -107,6 +112,9 @@ impl Interface {
     }
 }
 
+/// How long what is of processes may take to be taken back. Other owners wait for as long, but there may be nobody who comes again.
+pub const LONGEST: Duration = Duration::from_secs(2);
+
 /// Where a change was taken back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Undone {
@@ -183,12 +191,12 @@ impl Change {
         }
     }
 
-    /// Takes it back. What is gone, or was never made, is no error.
+    /// Takes it back; processes may take until then. What is gone, or was never made, is no error.
     ///
     /// # Errors
     ///
     /// The kernel's.
-    pub fn undo(&self) -> Result<Undone> {
+    pub fn undo(&self, end: Instant) -> Result<Undone> {
         match self {
             Self::Filter { ifindex, direction, program } => filter::remove(*ifindex, *direction, *program)?,
             Self::Clsact { ifindex } => filter::remove_clsact(*ifindex)?,
@@ -199,7 +207,7 @@ impl Change {
                 return features_on(interface.ifindex, before);
             }
             Self::Throttle(throttle) => throttle.undo()?,
-            Self::Vdso(vdso) => vdso.undo()?,
+            Self::Vdso(vdso) => vdso.undo(end)?,
         }
         Ok(Undone::Here)
     }
@@ -229,15 +237,16 @@ impl Change {
         }
     }
 
-    /// Takes it back where it was made and nothing has what it is known by: somebody may have given it another address.
+    /// Takes it back where it was made and nothing has what it is known by: somebody may have given it another address, and another
+    /// name. Its number there is no other's, as long as nobody asks for one.
     ///
     /// # Errors
     ///
     /// The kernel's.
-    pub fn undo_by_name(&self) -> Result<Undone> {
+    pub fn undo_by_number(&self) -> Result<Undone> {
         let Self::Features { interface, before } = self else { return Ok(Undone::NotHere) };
         let link = Netlink::open()?.link_by_index(interface.ifindex)?;
-        let is_it = link.is_some_and(|link| link.name == interface.name && link.kind == interface.kind);
+        let is_it = link.is_some_and(|link| link.kind == interface.kind);
         if is_it && are_off(interface.ifindex, before)? {
             return features_on(interface.ifindex, before);
         }
@@ -258,7 +267,7 @@ impl Change {
     pub fn remedy(&self) -> String {
         match self {
             Self::Features { interface, before } => {
-                let on: Vec<_> = before.iter().map(|(name, _)| format!("{name} on")).collect();
+                let on: Vec<_> = before.iter().map(|feature| format!("{} on", feature.name)).collect();
                 format!("ethtool -K {} {}", interface.name, on.join(" "))
             }
             Self::Throttle(throttle) => throttle.remedy(),
@@ -343,48 +352,59 @@ pub(super) fn clsact(ifindex: u32, ledger: &mut dyn Ledger) -> Result<()> {
     Ok(())
 }
 
-/// Switches off what makes one packet of several, and several of one.
+/// Switches off what makes one packet of several, and several of one; what stays on whatever it is asked for.
 ///
 /// # Errors
 ///
 /// The kernel's, or the ledger's.
-pub fn features_off(ifindex: u32, ledger: &mut dyn Ledger) -> Result<()> {
+pub fn features_off(ifindex: u32, ledger: &mut dyn Ledger) -> Result<Vec<String>> {
     let _held = ledger.hold().map_err(unwritten)?;
     let others = ledger.of_others().map_err(unwritten)?;
-    let same = |change: &Change| matches!(change, Change::Features { interface, .. } if interface.ifindex == ifindex);
-    // What others have switched off was not off before them.
-    if let Some(theirs) = others.into_iter().find(same) {
-        return ledger.note(theirs).map_err(unwritten);
-    }
-    let interface = Interface::find(&mut Netlink::open()?, ifindex)?;
-    let ethtool = Ethtool::open(ifindex)?;
-    let before: Vec<_> = ethtool.features(SEGMENTATION)?.into_iter().filter(|(_, on)| *on).collect();
-    let off: Vec<_> = before.iter().map(|(name, _)| (name.clone(), false)).collect();
-    ledger.note(Change::Features { interface, before }).map_err(unwritten)?;
-    ethtool.set(&off)
+    let mut ethtool = Ethtool::open(ifindex)?;
+    let mut on = ethtool.features(SEGMENTATION)?;
+    on.retain(|feature| feature.asked);
+    let theirs = others
+        .into_iter()
+        .find(|change| matches!(change, Change::Features { interface, .. } if interface.ifindex == ifindex));
+    let change = match theirs {
+        // What others have switched off was not off before them.
+        Some(theirs) => theirs,
+        None => Change::Features {
+            interface: Interface::find(&mut Netlink::open()?, ifindex)?,
+            before: on.clone(),
+        },
+    };
+    let Change::Features { before, .. } = &change else { return Ok(Vec::new()) };
+    // What others did not write down is not theirs to switch on again.
+    let is_theirs = |now: &&Feature| before.iter().any(|feature| feature.name == now.name);
+    let off: Vec<_> = on.iter().filter(is_theirs).map(|feature| feature.name.clone()).collect();
+    ledger.note(change).map_err(unwritten)?;
+    ethtool.set(off.iter().map(String::as_str), false)?;
+    ethtool.active(SEGMENTATION)
 }
 
 fn are_off(ifindex: u32, before: &[Feature]) -> Result<bool> {
-    let now = Ethtool::open(ifindex).and_then(|ethtool| ethtool.features(SEGMENTATION));
-    let now = gone::is_nothing(now)?.unwrap_or_default();
-    Ok(before.iter().all(|(name, _)| now.contains(&(name.clone(), false))))
+    let now = Ethtool::open(ifindex)?.features(SEGMENTATION);
+    let Some(now) = unless_gone(ifindex, now)? else { return Ok(false) };
+    let is_off = |name: &str| now.iter().any(|now| now.name == name && !now.asked);
+    Ok(before.iter().all(|feature| is_off(&feature.name)))
 }
 
-/// Switches features on, and looks whether they are; one that goes meanwhile is not here.
+/// Switches features on; an interface that goes meanwhile is not here.
 fn features_on(ifindex: u32, before: &[Feature]) -> Result<Undone> {
-    let on = Ethtool::open(ifindex).and_then(|ethtool| {
-        ethtool.set(before)?;
-        let names: Vec<_> = before.iter().map(|(name, _)| name.as_str()).collect();
-        let off: Vec<_> = ethtool.features(&names)?.into_iter().filter(|(_, on)| !on).collect();
-        match off.first() {
-            None => Ok(()),
-            Some((name, _)) => {
-                let stays = io::Error::other("the driver does not switch it on again");
-                Err(Error::new("ETHTOOL_SFEATURES", format!("{name} of interface {ifindex}"), stays))
-            }
-        }
-    });
-    Ok(if gone::is_nothing(on)?.is_some() { Undone::Here } else { Undone::NotHere })
+    let on = Ethtool::open(ifindex)?.restore(before);
+    Ok(if unless_gone(ifindex, on)?.is_some() { Undone::Here } else { Undone::NotHere })
+}
+
+/// Nothing if there is no such interface. The kernel says the same of one that is there, and whose device is being reset or sleeps.
+fn unless_gone<T>(ifindex: u32, done: Result<T>) -> Result<Option<T>> {
+    match done {
+        Err(error) if error.errno() == libc::ENODEV => match Netlink::open()?.link_by_index(ifindex)? {
+            None => Ok(None),
+            Some(_) => Err(error),
+        },
+        done => done.map(Some),
+    }
 }
 
 /// What the ledger says, as an error of this half.

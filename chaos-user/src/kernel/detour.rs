@@ -94,9 +94,9 @@ impl Detour {
         there.set_quiet(detour.far, Quiet { mtu: LARGEST })?;
         here.set_quiet(near, Quiet { mtu: LARGEST })?;
         if !checksums {
-            let near = ethtool::Ethtool::open(near)?;
-            let there: Vec<_> = near.features(ethtool::CHECKSUMS)?;
-            near.set(&there.into_iter().map(|(name, _)| (name, false)).collect::<Vec<_>>())?;
+            let mut near = ethtool::Ethtool::open(near)?;
+            let there = near.features(ethtool::CHECKSUMS)?;
+            near.set(there.iter().map(|feature| feature.name.as_str()), false)?;
         }
         if let Some(queue) = queue {
             here.add_qdisc(near, ROOT, 1 << 16, "fq", &options(queue))?;

@@ -1,25 +1,35 @@
 //! An interface's features, by name: what `ethtool -k` shows and `ethtool -K` sets.
+//!
+//! An interface is meant by its number, which is no other's as long as it is there, whatever it is called by now. What a driver
+//! makes of what it is asked for is read back: it may leave a feature as it is, and the kernel says that all is well.
 
-use std::io;
+use std::{collections::BTreeSet, io};
 
-use nix::{
-    libc::{self, c_char},
-    sys::socket::{AddressFamily, SockFlag, SockType, socket},
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Error, Result,
+    netlink::{Attributes, Generic, attribute, nested, text},
 };
 
-use std::os::fd::{AsRawFd, OwnedFd};
-
-use super::{Error, Result, netlink::Netlink};
-
-/// <https://elixir.bootlin.com/linux/v6.12/source/include/uapi/linux/ethtool.h>
-const ETHTOOL_GSTRINGS: u32 = 0x1b;
-const ETHTOOL_GSSET_INFO: u32 = 0x37;
-const ETHTOOL_GFEATURES: u32 = 0x3a;
-const ETHTOOL_SFEATURES: u32 = 0x3b;
-const ETH_SS_FEATURES: u32 = 4;
-const NAME: usize = 32;
-/// More than any kernel has.
-const MOST: usize = 1024;
+/// `Documentation/networking/ethtool-netlink.rst`, <https://elixir.bootlin.com/linux/v6.12/source/include/uapi/linux/ethtool_netlink.h>.
+const FAMILY: &str = "ethtool";
+const FEATURES_GET: u8 = 11;
+const FEATURES_SET: u8 = 12;
+const SET: &str = "netlink(ETHTOOL_MSG_FEATURES_SET)";
+/// `ETHTOOL_A_FEATURES_*`: whose, which may be changed, which are asked for, which are in use, which may never be changed.
+const HEADER: u16 = 1;
+const CHANGEABLE: u16 = 2;
+const WANTED: u16 = 3;
+const ACTIVE: u16 = 4;
+const FIXED: u16 = 5;
+/// `ETHTOOL_A_HEADER_DEV_INDEX`.
+const IFINDEX: u16 = 1;
+/// `ETHTOOL_A_BITSET_BITS` with `ETHTOOL_A_BITSET_BITS_BIT`, with `ETHTOOL_A_BITSET_BIT_NAME` and `ETHTOOL_A_BITSET_BIT_VALUE`.
+const BITS: u16 = 3;
+const BIT: u16 = 1;
+const NAME: u16 = 2;
+const VALUE: u16 = 3;
 
 /// What makes one packet of several, and several of one.
 pub const SEGMENTATION: &[&str] = &[
@@ -40,15 +50,31 @@ pub const SEGMENTATION: &[&str] = &[
 pub const CHECKSUMS: &[&str] =
     &["tx-checksum-ipv4", "tx-checksum-ip-generic", "tx-checksum-ipv6", "tx-checksum-sctp"];
 
-/// A feature and whether it is asked for.
-pub type Feature = (String, bool);
+/// A feature that can be changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Feature {
+    /// As the kernel calls it.
+    pub name: String,
+    /// Whether it is asked for.
+    pub asked: bool,
+    /// Whether it is in use: it may depend on others, or on what the driver pleases.
+    pub active: bool,
+}
 
 /// An interface of the calling thread's network namespace.
 #[derive(Debug)]
 pub struct Ethtool {
-    socket: OwnedFd,
-    name: [c_char; libc::IFNAMSIZ],
+    family: Generic,
+    ifindex: u32,
     object: String,
+}
+
+/// What the kernel says of the features of an interface.
+#[derive(Debug, Default)]
+struct State {
+    changeable: BTreeSet<String>,
+    wanted: BTreeSet<String>,
+    active: BTreeSet<String>,
 }
 
 impl Ethtool {
@@ -56,93 +82,107 @@ impl Ethtool {
     ///
     /// # Errors
     ///
-    /// The kernel's, `ENODEV` if there is none.
+    /// The kernel's, `ENOENT` if it has no ethtool by netlink (`CONFIG_ETHTOOL_NETLINK`).
     pub fn open(ifindex: u32) -> Result<Self> {
-        let object = format!("interface {ifindex}");
-        let link = Netlink::open()?.link_by_index(ifindex)?;
-        let link = link.ok_or_else(|| {
-            Error::new("netlink(RTM_GETLINK)", &object, io::Error::from_raw_os_error(libc::ENODEV))
-        })?;
-        let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
-            .map_err(|errno| Error::new("socket", &object, errno.into()))?;
-        let mut name = [0; libc::IFNAMSIZ];
-        for (to, from) in name.iter_mut().zip(link.name.bytes().take(libc::IFNAMSIZ - 1)) {
-            *to = from.cast_signed();
-        }
-        Ok(Self { socket, name, object: link.name })
+        Ok(Self { family: Generic::open(FAMILY)?, ifindex, object: format!("interface {ifindex}") })
     }
 
-    /// Those of the named features that it has, and whether they are asked for.
+    /// Those of the named features that it has and that can be changed.
     ///
     /// # Errors
     ///
-    /// The kernel's.
-    pub fn features(&self, wanted: &[&str]) -> Result<Vec<Feature>> {
-        let names = self.names()?;
-        let mut words = self.words(ETHTOOL_GFEATURES, names.len(), 4);
-        self.call("ETHTOOL_GFEATURES", &mut words)?;
-        let has = |number: usize, word: usize| words[2 + number / 32 * 4 + word] & 1 << (number % 32) != 0;
-        let found = names.iter().enumerate().filter(|(_, name)| wanted.contains(&name.as_str()));
-        // Available ones can be changed; the second word is what is asked for.
-        Ok(found
-            .filter(|(number, _)| has(*number, 0))
-            .map(|(number, name)| (name.clone(), has(number, 1)))
-            .collect())
-    }
-
-    /// Asks for features, or for them no longer.
-    ///
-    /// # Errors
-    ///
-    /// The kernel's.
-    pub fn set(&self, features: &[Feature]) -> Result<()> {
-        let names = self.names()?;
-        let mut words = self.words(ETHTOOL_SFEATURES, names.len(), 2);
-        for (name, on) in features {
-            let Some(number) = names.iter().position(|known| known == name) else { continue };
-            let at = 2 + number / 32 * 2;
-            words[at] |= 1 << (number % 32);
-            words[at + 1] |= u32::from(*on) << (number % 32);
-        }
-        self.call("ETHTOOL_SFEATURES", &mut words)
-    }
-
-    /// A command about all features: its number, how many blocks, and so many words for each.
-    fn words(&self, command: u32, features: usize, block: usize) -> Vec<u32> {
-        let blocks = features.div_ceil(32);
-        let mut words = vec![0; 2 + blocks * block];
-        words[0] = command;
-        words[1] = blocks as u32;
-        words
-    }
-
-    fn names(&self) -> Result<Vec<String>> {
-        // Command, reserved, a set of string sets in 64 bits, the length of the one.
-        let mut info = [ETHTOOL_GSSET_INFO, 0, 1 << ETH_SS_FEATURES, 0, 0];
-        self.call("ETHTOOL_GSSET_INFO", &mut info)?;
-        let count = (info[4] as usize).min(MOST);
-        let mut strings = vec![0u32; 3 + count * NAME / 4];
-        strings[..3].copy_from_slice(&[ETHTOOL_GSTRINGS, ETH_SS_FEATURES, count as u32]);
-        self.call("ETHTOOL_GSTRINGS", &mut strings)?;
-        let bytes: Vec<u8> = strings[3..].iter().flat_map(|word| word.to_ne_bytes()).collect();
-        let text = |name: &[u8]| {
-            let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
-            String::from_utf8_lossy(&name[..end]).into_owned()
+    /// The kernel's, `ENODEV` if there is no such interface.
+    pub fn features(&mut self, named: &[&str]) -> Result<Vec<Feature>> {
+        let State { changeable, wanted, active } = self.state()?;
+        let found = named.iter().filter(|name| changeable.contains(**name));
+        let feature = |name: &&str| Feature {
+            name: (*name).to_owned(),
+            asked: wanted.contains(*name),
+            active: active.contains(*name),
         };
-        Ok(bytes.chunks(NAME).map(text).collect())
+        Ok(found.map(feature).collect())
     }
 
-    fn call(&self, call: &'static str, words: &mut [u32]) -> Result<()> {
-        // SAFETY: plain data, for which all zero is a value.
-        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        request.ifr_name = self.name;
-        request.ifr_ifru.ifru_data = words.as_mut_ptr().cast();
-        // SAFETY: the request and what it points to live until the call is over, and the words are as many as the
-        // command says.
-        let result = unsafe { libc::ioctl(self.socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
-        if result < 0 {
-            return Err(Error::new(call, &self.object, io::Error::last_os_error()));
-        }
-        Ok(())
+    /// Those of the named features that are in use, asked for or not.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, `ENODEV` if there is no such interface.
+    pub fn active(&mut self, named: &[&str]) -> Result<Vec<String>> {
+        let State { active, .. } = self.state()?;
+        Ok(named.iter().filter(|name| active.contains(**name)).map(|name| (*name).to_owned()).collect())
     }
+
+    /// Asks for features, or for them no longer. Whether the driver does as it is asked is read by [`active`](Self::active).
+    ///
+    /// # Errors
+    ///
+    /// The kernel's: `ENODEV` if there is no such interface, or if its device cannot be reached just now.
+    pub fn set<'a>(&mut self, features: impl IntoIterator<Item = &'a str>, on: bool) -> Result<()> {
+        let mut bits = Attributes::default();
+        for name in features {
+            let bit = Attributes::default().with(NAME, &[name.as_bytes(), &[0]].concat());
+            let bit = if on { bit.with(VALUE, &[]) } else { bit };
+            bits = bits.with_nest(BIT, &bit);
+        }
+        let asked = Attributes::default().with_nest(BITS, &bits);
+        let attributes = self.header().with_nest(WANTED, &asked);
+        self.family.command(FEATURES_SET, &attributes, SET, &self.object).map(drop)
+    }
+
+    /// Has features be asked for that were in use before, and looks whether they are again.
+    ///
+    /// # Errors
+    ///
+    /// As [`set`](Self::set), or that one is not in use.
+    pub fn restore(&mut self, before: &[Feature]) -> Result<()> {
+        let names =
+            |features: &[Feature]| -> Vec<String> { features.iter().map(|it| it.name.clone()).collect() };
+        let all = names(before);
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        let mut refused = self.features(&all)?;
+        refused.retain(|now| now.asked && !now.active);
+        if !refused.is_empty() {
+            // The driver is not asked again for what it has been asked for.
+            self.set(names(&refused).iter().map(String::as_str), false)?;
+        }
+        self.set(all.iter().copied(), true)?;
+        let active = self.active(&all)?;
+        match before.iter().find(|it| it.active && !active.contains(&it.name)) {
+            None => Ok(()),
+            Some(Feature { name, .. }) => {
+                let stays = "the driver does not switch it on again, or what it depends on is off";
+                let object = format!("{name} of {}", self.object);
+                Err(Error::new(SET, object, io::Error::other(stays)))
+            }
+        }
+    }
+
+    fn header(&self) -> Attributes {
+        let header = Attributes::default().with(IFINDEX, &self.ifindex.to_ne_bytes());
+        Attributes::default().with_nest(HEADER, &header)
+    }
+
+    fn state(&mut self) -> Result<State> {
+        let header = self.header();
+        let call = "netlink(ETHTOOL_MSG_FEATURES_GET)";
+        let answers = self.family.command(FEATURES_GET, &header, call, &self.object)?;
+        let answer = answers.first();
+        let answer =
+            answer.ok_or_else(|| Error::new(call, &*self.object, io::ErrorKind::InvalidData.into()))?;
+        let bits = |kind| attribute(answer, kind).map(names).unwrap_or_default();
+        let (mut changeable, fixed) = (bits(CHANGEABLE), bits(FIXED));
+        changeable.retain(|name| !fixed.contains(name));
+        Ok(State { changeable, wanted: bits(WANTED), active: bits(ACTIVE) })
+    }
+}
+
+/// The names in a bit set that is a list: with a mask, those with a value; without one, all.
+fn names(set: &[u8]) -> BTreeSet<String> {
+    /// `ETHTOOL_A_BITSET_NOMASK`.
+    const NO_MASK: u16 = 1;
+    let is_list = attribute(set, NO_MASK).is_some();
+    let bits = attribute(set, BITS).unwrap_or_default();
+    let is_set = |bit: &&[u8]| is_list || attribute(bit, VALUE).is_some();
+    nested(bits, BIT).filter(is_set).filter_map(|bit| attribute(bit, NAME).map(text)).collect()
 }

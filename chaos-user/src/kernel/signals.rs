@@ -97,11 +97,20 @@ fn mask(how: SigmaskHow, set: &SigSet) -> Result<()> {
 #[derive(Debug)]
 pub struct Signals(SignalFd);
 
+/// A signal by which somebody asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// Which.
+    pub signal: Signal,
+    /// Whether the terminal sent it, to all of its foreground. That it hangs up is told to the first of them alone.
+    pub by_terminal: bool,
+}
+
 /// What a wait has brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum News {
-    /// A signal, and whether the terminal sent it, to all of its foreground.
-    Signal(Signal, bool),
+    /// A signal.
+    Signal(Asked),
     /// The other end of what was watched is gone, or the process.
     Gone,
 }
@@ -138,7 +147,8 @@ impl Signals {
         let read = self.0.read_signal().map_err(|errno| Error::new("read", "a signalfd", errno.into()))?;
         let known = read.and_then(|read| {
             let signal = Signal::try_from(read.ssi_signo.cast_signed()).ok()?;
-            Some(News::Signal(signal, read.ssi_code == libc::SI_KERNEL))
+            let is_key = matches!(signal, Signal::SIGINT | Signal::SIGQUIT);
+            Some(News::Signal(Asked { signal, by_terminal: is_key && read.ssi_code == libc::SI_KERNEL }))
         });
         let is_gone = |file: &PollFd<'_>| file.revents().is_some_and(|events| !events.is_empty());
         Ok(known.or(files.get(1).is_some_and(is_gone).then_some(News::Gone)))

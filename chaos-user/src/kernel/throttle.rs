@@ -20,7 +20,7 @@ use super::{
     counters::{Counters, RuleCount},
     probe,
 };
-use crate::host::namespaces;
+use crate::{host::namespaces, spec::shown};
 use chaos_ebpf::abi::{Count, Direction};
 
 pub(crate) const LIMITS: &str = "io.max";
@@ -126,6 +126,7 @@ fn field<'a>(text: &'a str, device: BlockDevice, name: &str) -> Option<&'a str> 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Throttle {
     /// The cgroup's folder, as its owner sees it.
+    #[serde(with = "any_path")]
     pub folder: PathBuf,
     /// The kernel's number of the cgroup, which is never given again.
     pub cgroup: u64,
@@ -137,9 +138,41 @@ pub struct Throttle {
     pub before: Limits,
 }
 
+/// Text, or bytes if it is none.
+mod any_path {
+    use std::{
+        ffi::OsString,
+        os::unix::ffi::{OsStrExt, OsStringExt},
+        path::{Path, PathBuf},
+    };
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        Text(PathBuf),
+        Bytes(Vec<u8>),
+    }
+
+    pub(super) fn serialize<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+        match path.to_str() {
+            Some(text) => to.serialize_str(text),
+            None => path.as_os_str().as_bytes().serialize(to),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {
+        Ok(match Either::deserialize(from)? {
+            Either::Text(path) => path,
+            Either::Bytes(bytes) => OsString::from_vec(bytes).into(),
+        })
+    }
+}
+
 impl fmt::Display for Throttle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "limits of {} on {}", self.folder.display(), self.device)
+        write!(f, "limits of {} on {}", shown::name(&self.folder), self.device)
     }
 }
 
@@ -147,7 +180,7 @@ impl fmt::Display for Throttle {
 #[derive(Debug, thiserror::Error)]
 pub enum ThrottleError {
     /// It has no limits.
-    #[error("{}: {cause}; {remedy}", folder.display())]
+    #[error("{}: {cause}; {remedy}", shown::name(folder))]
     Unlimited {
         /// Its folder.
         folder: PathBuf,
@@ -157,7 +190,10 @@ pub enum ThrottleError {
         remedy: String,
     },
     /// It would be let do more than it may.
-    #[error("{}: it is limited to {before} on {device} already; ask for less, or `--ops` for what is not", folder.display())]
+    #[error(
+        "{}: it is limited to {before} on {device} already; ask for less, or `--ops` for what is not",
+        shown::name(folder)
+    )]
     Loosened {
         /// Its folder.
         folder: PathBuf,
@@ -167,7 +203,7 @@ pub enum ThrottleError {
         before: Limits,
     },
     /// Somebody else limits it.
-    #[error("{}: fault {id} limits it on {device}; end that first: faultline stop {id}", folder.display())]
+    #[error("{}: fault {id} limits it on {device}; end that first: faultline stop {id}", shown::name(folder))]
     Taken {
         /// Its folder.
         folder: PathBuf,
@@ -262,7 +298,7 @@ impl Throttle {
         let file = self.folder.join(LIMITS);
         let ours = Limits::NAMES.into_iter().zip(self.limits.values().into_iter().zip(self.before.values()));
         let words = ours.filter_map(|(name, (ours, before))| ours.map(|_| word(name, before)));
-        format!("echo {} {} > {}", self.device, words.collect::<Vec<_>>().join(" "), file.display())
+        format!("echo {} {} > {}", self.device, words.collect::<Vec<_>>().join(" "), shown::name(&file))
     }
 
     /// What the cgroup has done with the device so far; nothing if the cgroup is gone.
@@ -325,8 +361,7 @@ impl Throttle {
         let root = probe::cgroup_root()?;
         let unseen = || io::Error::other("no cgroup2 file system is seen here; sweep where its owner ran");
         let root = root.ok_or_else(|| self.error("find", "", unseen()))?;
-        let mount =
-            File::open(&root).map_err(|source| Error::new("open", root.display().to_string(), source));
+        let mount = File::open(&root).map_err(|source| Error::new("open", shown::name(&root), source));
         match by_number(mount?.as_fd(), self.cgroup) {
             Ok(folder) => Ok(Some(folder)),
             Err(gone) if gone.raw_os_error() == Some(libc::ESTALE) => Ok(None),
@@ -341,8 +376,7 @@ impl Throttle {
 
     /// Opens a folder if it is the cgroup's; nothing if it is another's, or not there.
     fn open_at(&self, path: &Path) -> Result<Option<OwnedFd>> {
-        let error =
-            |call| move |errno: nix::Error| Error::new(call, path.display().to_string(), errno.into());
+        let error = |call| move |errno: nix::Error| Error::new(call, shown::name(&path), errno.into());
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let folder = match open(path, flags, Mode::empty()) {
             Err(errno) if leads_nowhere(&errno.into()) => return Ok(None),
@@ -363,7 +397,7 @@ impl Throttle {
     }
 
     fn error(&self, call: &'static str, name: &str, source: io::Error) -> Error {
-        Error::new(call, self.folder.join(name).display().to_string(), source)
+        Error::new(call, shown::name(&self.folder.join(name)), source)
     }
 }
 
@@ -408,20 +442,20 @@ pub fn missing(folder: &Path) -> Result<Option<(String, String)>> {
     let has = |folder: &Path, file| {
         let path = folder.join(file);
         let text = fs::read_to_string(&path);
-        let text = text.map_err(|source| Error::new("read", path.display().to_string(), source))?;
+        let text = text.map_err(|source| Error::new("read", shown::name(&path), source))?;
         Ok::<_, Error>(text.split_whitespace().any(|name| name == "io"))
     };
     if !has(&root, CONTROLLERS)? {
         let cause = format!(
             "there is no io in {}: cgroup v1 has it as blkio, or the kernel has none",
-            root.join(CONTROLLERS).display()
+            shown::name(&root.join(CONTROLLERS))
         );
         return Ok(Some((cause, super::mechanism::Mechanism::IoMax.remedy().into())));
     }
     let mut off = Vec::new();
     for above in folder.ancestors().skip(1).take_while(|above| above.starts_with(&root)) {
         if !has(above, ENABLED)? {
-            off.push(format!("echo +io > {}", above.join(ENABLED).display()));
+            off.push(format!("echo +io > {}", shown::name(&above.join(ENABLED))));
         }
     }
     off.reverse();
@@ -452,9 +486,22 @@ pub fn counters(throttles: &[Throttle], before: &[Tally], now: &[Tally]) -> Coun
 
 #[cfg(test)]
 mod tests {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+
     use super::*;
 
     const DISK: BlockDevice = BlockDevice { major: 8, minor: 1 };
+
+    #[test]
+    fn any_folder_is_written_down() {
+        for name in [&b"/a"[..], b"/a\xff\n"] {
+            let folder = PathBuf::from(OsStr::from_bytes(name));
+            let limits = Limits { rbps: Some(1), ..Limits::default() };
+            let throttle = Throttle { folder, cgroup: 7, device: DISK, limits, before: Limits::default() };
+            let text = serde_json::to_string(&throttle).expect("text");
+            assert_eq!(serde_json::from_str::<Throttle>(&text).expect("a throttle"), throttle, "{text}");
+        }
+    }
 
     #[test]
     fn limits_are_read_as_the_kernel_writes_them() {

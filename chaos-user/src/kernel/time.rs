@@ -1,9 +1,7 @@
 //! The programs of faults in clocks: one holds what is executed in the target until its vDSO has been seen to, others make
 //! wrong what system calls read.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use aya::maps::{Array, Map, MapData, PerCpuArray};
 use chaos_ebpf::{
     abi::{self, Control, Count, Direction, HookState, RuleState},
     call::{self, Setup},
@@ -21,6 +19,7 @@ use super::{
     maps,
     mechanism::Mechanism,
     object,
+    roll::Roll,
 };
 use crate::fault::CallTables;
 
@@ -106,34 +105,13 @@ impl TimePrograms {
         &self.attached
     }
 
-    /// Has processes belong to the target, with all they begin from now on.
-    ///
-    /// # Errors
-    ///
-    /// The kernel's; `E2BIG` if they are too many.
-    pub fn add_processes(&mut self, processes: &BTreeMap<u32, u64>) -> Result<()> {
-        maps::insert_all(self.code.maps_mut(), abi::map::PROCESSES, processes.clone())
-    }
-
-    /// Who belongs to the target now, as a process rather than by its cgroup.
+    /// Who belongs to the target as a process rather than by its cgroup.
     ///
     /// # Errors
     ///
     /// The kernel's.
-    pub fn processes(&self) -> Result<Vec<u32>> {
-        let name = abi::map::PROCESSES;
-        let table: HashMap<&MapData, u32, u64> = self
-            .code
-            .maps()
-            .map(name)
-            .and_then(|map| map.try_into().ok())
-            .ok_or_else(|| maps::missing(name))?;
-        // Where one goes meanwhile the kernel begins again.
-        let found: BTreeSet<u32> = table
-            .keys()
-            .collect::<std::result::Result<_, _>>()
-            .map_err(|error| Error::aya("read", name, &error))?;
-        Ok(found.into_iter().collect())
+    pub fn roll(&self) -> Result<Roll> {
+        Roll::of(self.code.maps())
     }
 
     /// Arms, renews or disarms: one write.

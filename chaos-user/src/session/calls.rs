@@ -1,6 +1,6 @@
 //! A run that acts on system calls.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{fmt, time::Duration};
 
 use chaos_ebpf::{
     abi::{Control, Direction, HOOKS},
@@ -10,6 +10,7 @@ use chaos_ebpf::{
 
 use super::{
     Facts, HookRecord, PreviewError, RuleRecord, RuleReport, Run, RunReport, SessionError,
+    enrol::{enrol, trees},
     preview::{ASKED, PreviewTarget, unsure},
 };
 use crate::{
@@ -24,6 +25,7 @@ use crate::{
         probe::{self, Outlook, State},
         wiring::{self, CallsError},
     },
+    spec::Lines,
     target::{self, Target},
 };
 
@@ -79,18 +81,9 @@ impl CallRun {
     /// Loads and attaches, disarmed.
     pub(super) fn attach(plan: CallPlan) -> Result<Self, SessionError> {
         let exempt = Exempt { owner_tgid: probe::own_tgid()?, files: plan.own_files };
-        let mut programs = CallPrograms::new(&plan.rules, &plan.tables, plan.by, exempt)?;
+        let programs = CallPrograms::new(&plan.rules, &plan.tables, plan.by, exempt)?;
         SessionError::if_interrupted()?;
-        // Those that come to be meanwhile are written down by the programs; whoever is of several has the rules of all.
-        let mut wanted: BTreeMap<u32, u64> = BTreeMap::new();
-        for target in &plan.targets {
-            let Target::Process(tree) = target else { continue };
-            let rules = plan.tables.processes.get(&tree.pid).copied().unwrap_or(0);
-            for process in target.processes()? {
-                *wanted.entry(process).or_default() |= rules;
-            }
-        }
-        programs.add_processes(&wanted)?;
+        enrol(&trees(&plan.targets, &plan.tables.processes), &mut programs.roll()?)?;
         Ok(Self { plan, programs })
     }
 }
@@ -219,7 +212,7 @@ impl CallPlan {
         let hooks = wiring::preview(&self.rules, self.by, has, is_let, types);
         let mut targets = Vec::new();
         for target in &self.targets {
-            let processes = target::names(&target.processes()?);
+            let processes = target::names(&target.processes()?)?;
             targets.push(PreviewTarget { target: target.to_string(), processes });
         }
         Ok(CallPreview {
@@ -233,6 +226,7 @@ impl CallPlan {
 
 impl fmt::Display for CallPreview {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut f = Lines(f);
         writeln!(f, "plan, nothing is touched: {PLACE}")?;
         for (number, rule) in self.rules.iter().enumerate() {
             writeln!(f, "  rule {number}: {rule}")?;

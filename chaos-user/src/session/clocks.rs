@@ -1,8 +1,6 @@
-//! Those that see to the processes of a run: one thread to programs that are held as they are executed, which takes them
-//! microseconds, and one to processes that have to be stopped.
+//! The processes of a run, and what has become of their clocks.
 
 use std::{
-    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io,
@@ -11,23 +9,25 @@ use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
-        mpsc,
     },
-    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-use chaos_ebpf::time::{Block, ExecEvent};
+use chaos_ebpf::time::Block;
 use nix::{
     errno::Errno,
     sys::resource::{Resource, getrlimit, setrlimit},
 };
 
-use super::backoff::Backoff;
+use super::{backoff::Backoff, members::Members};
 use crate::kernel::{
     self,
-    hold::{self, Claim, Crew, Events, Holds, Work},
-    memory::{Changed, ClockError, Memory, as_writer},
+    hold::{self, Claim},
+    mappings::{FileId, Mappings},
+    memory::{Changed, ClockError, Memory, Touch},
+    process::{Process, unless_gone},
+    reach,
+    stop::StopError,
     vdso::Patch,
 };
 
@@ -38,11 +38,15 @@ struct Processes {
     block: Option<Block>,
     /// How often that has changed.
     turn: u64,
-    changed: BTreeMap<u32, Arc<Changed>>,
+    changed: BTreeMap<u32, (Process, Arc<Changed>)>,
     /// Those that cannot be, and why.
     refused: BTreeMap<u32, Refusal>,
     /// Those that were no longer of the target when that was last looked at.
-    missing: BTreeSet<u32>,
+    missing: BTreeSet<Process>,
+    /// When each was last begun to be seen to, or executed a program: what was begun before is of memory that it may have left.
+    begun: BTreeMap<u32, (u64, Instant)>,
+    /// How many of these there were.
+    beginnings: u64,
     /// Those that somebody sees to just now, or is going to.
     busy: BTreeSet<u32>,
     /// How many programs there were, and how many of these had their clocks changed.
@@ -53,9 +57,27 @@ struct Processes {
 /// Why a process's clocks are as they were.
 #[derive(Debug)]
 struct Refusal {
+    process: Process,
     reason: String,
     /// When it may be otherwise, if it may.
     again: Option<Backoff>,
+}
+
+impl Processes {
+    /// From here on what was begun with this one before comes to nothing.
+    fn begin(&mut self, process: u32) -> u64 {
+        self.beginnings += 1;
+        self.begun.insert(process, (self.beginnings, Instant::now()));
+        self.beginnings
+    }
+
+    /// Those that have kept whoever sees to them.
+    fn keepers(&self) -> impl Iterator<Item = u32> {
+        /// Longer than it may take to stand still.
+        const LONG: Duration = Duration::from_secs(1);
+        let keeps = |process: &u32| self.begun.get(process).is_some_and(|(_, since)| since.elapsed() > LONG);
+        self.busy.iter().copied().filter(move |process| keeps(process) && !self.refused.contains_key(process))
+    }
 }
 
 impl Refusal {
@@ -68,35 +90,57 @@ impl Refusal {
 #[derive(Debug)]
 pub(super) struct Clocks {
     patch: Patch,
-    /// What no process may be whose clocks are changed.
-    own_program: PathBuf,
+    members: Members,
+    /// What no process may run whose clocks are changed.
+    own_program: Option<FileId>,
     own_times: Option<PathBuf>,
     processes: Mutex<Processes>,
     over: AtomicBool,
 }
 
-/// The threads, until they are told to end.
-#[derive(Debug)]
-pub(super) struct Hands {
-    clocks: Arc<Clocks>,
-    late: mpsc::Sender<u32>,
-    held: Option<Crew>,
-    thread: Option<JoinHandle<()>>,
+/// Those that somebody has to see to: for the first time, or once more.
+#[derive(Debug, Default)]
+pub(super) struct Strangers {
+    pub(super) new: Vec<Process>,
+    pub(super) again: Vec<Process>,
+}
+
+/// What became of a block.
+#[derive(Debug, Default)]
+struct Written {
+    /// Those that are gone, or execute other programs.
+    lost: Vec<Arc<Changed>>,
+    /// Whether there is one that could not be written to, and may be in a moment.
+    is_untold: bool,
 }
 
 impl Clocks {
     /// Nobody's clock is changed yet.
-    pub(super) fn new(patch: Patch) -> kernel::Result<Self> {
-        const PROGRAM: &str = "/proc/self/exe";
+    pub(super) fn new(patch: Patch, members: Members) -> kernel::Result<Self> {
         make_room()?;
+        let own = mappings(std::process::id())?;
         Ok(Self {
             patch,
-            own_program: fs::read_link(PROGRAM)
-                .map_err(|source| kernel::Error::new("readlink", PROGRAM, source))?,
+            members,
+            own_program: own.code_at(make_room as fn() -> kernel::Result<()> as usize as u64),
             own_times: times_of("self")?,
             processes: Mutex::default(),
             over: AtomicBool::new(false),
         })
+    }
+
+    /// Whose clocks are meant.
+    pub(super) fn members(&self) -> &Members {
+        &self.members
+    }
+
+    /// Nobody's clocks are to be changed any more.
+    pub(super) fn end(&self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
     }
 
     fn lock(&self) -> MutexGuard<'_, Processes> {
@@ -104,41 +148,59 @@ impl Clocks {
         self.processes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the clocks of a process that runs, which has to stop for that.
-    pub(super) fn adopt(&self, process: u32) -> Result<(), ClockError> {
-        let made = self.check(process).and_then(|()| {
-            let memory = Memory::open(process)?;
-            Changed::new(memory, &self.patch, None)
-        });
-        self.take(process, made)
+    /// Changes the clocks of a process that runs, which has to stop for that. It may keep the caller for as long as it pleases.
+    pub(super) fn adopt(&self, process: Process) -> Result<(), ClockError> {
+        let _touch = Touch::begin(&self.patch, process.pid);
+        let is_over = || self.is_over();
+        if is_over() {
+            return Err(ClockError::LetGo);
+        }
+        let begun = {
+            let mut processes = self.lock();
+            processes.busy.insert(process.pid);
+            processes.begin(process.pid)
+        };
+        let made = self.check(process.pid).and_then(|()| Changed::new(process, &self.patch, &is_over));
+        self.take(process, begun, made)
     }
 
     /// The same of one that is held by the kernel, with its vDSO there.
-    fn adopt_held(&self, process: u32, vdso: u64, claim: &Claim<'_>) -> Result<(), ClockError> {
+    pub(super) fn adopt_held(&self, process: u32, vdso: u64, claim: &Claim<'_>) -> Result<(), ClockError> {
+        let _touch = Touch::begin(&self.patch, process);
+        if self.is_over() {
+            return Err(ClockError::Gone);
+        }
+        let begun = self.lock().begin(process);
+        let found = Process::find(process);
+        let found = found
+            .map_err(|source| kernel::Error::new("read", format!("/proc/{process}/stat"), source))?
+            .ok_or(ClockError::Gone)?;
         let made = self.check(process).and_then(|()| {
             let memory = Memory::at(process, vdso)?;
-            Changed::new(memory, &self.patch, Some(&|| claim.stands()))
+            Changed::held(memory, &self.patch, &|| claim.stands() && !self.is_over())
         });
-        self.take(process, made)
+        self.take(found, begun, made)
     }
 
     fn check(&self, process: u32) -> Result<(), ClockError> {
-        let program = fs::read_link(format!("/proc/{process}/exe"));
-        if program.is_ok_and(|program| program == self.own_program) {
+        let is_own = |program: &FileId| Ok::<_, kernel::Error>(mappings(process)?.run(program));
+        if self.own_program.as_ref().map_or(Ok(false), is_own)? {
             return Err(ClockError::Own);
         }
-        if times_of(&process.to_string())? != self.own_times {
-            // One that is gone has none either.
-            return Err(if fs::exists(format!("/proc/{process}")).unwrap_or(false) {
-                ClockError::TimeNamespace
-            } else {
-                ClockError::Gone
-            });
+        match times_of(&process.to_string())? {
+            times if times == self.own_times => Ok(()),
+            Some(_) => Err(ClockError::TimeNamespace),
+            // One that has ended has none.
+            None => Err(ClockError::Gone),
         }
-        Ok(())
     }
 
-    fn take(&self, process: u32, made: Result<Changed, ClockError>) -> Result<(), ClockError> {
+    fn take(
+        &self,
+        process: Process,
+        begun: u64,
+        made: Result<Changed, ClockError>,
+    ) -> Result<(), ClockError> {
         let mut set = made;
         let mut written = None;
         let mut processes = loop {
@@ -150,7 +212,7 @@ impl Clocks {
             }
             // Whoever waits for the lock may keep a CPU meanwhile: nothing is written with it.
             written = Some(processes.turn);
-            let block = processes.block;
+            let block = processes.block.filter(|_| !self.is_over());
             drop(processes);
             // What was set a moment ago may be over by now.
             let done =
@@ -159,14 +221,20 @@ impl Clocks {
                 set = Err(error);
             }
         };
-        processes.busy.remove(&process);
-        let before = processes.refused.remove(&process);
+        let Process { pid, .. } = process;
+        processes.busy.remove(&pid);
+        if processes.begun.get(&pid).map(|(turn, _)| *turn) != Some(begun) {
+            // It has executed a program, and is another's to see to.
+            return set.map(drop);
+        }
+        processes.begun.remove(&pid);
+        let before = processes.refused.remove(&pid);
         let met_before = before.is_some();
         match set {
             Ok(changed) => {
                 processes.met += u64::from(!met_before);
                 processes.skewed += 1;
-                processes.changed.insert(process, Arc::new(changed));
+                processes.changed.insert(pid, (process, Arc::new(changed)));
                 Ok(())
             }
             Err(gone @ (ClockError::Gone | ClockError::NoMemory | ClockError::Own)) => Err(gone),
@@ -174,36 +242,63 @@ impl Clocks {
                 processes.met += u64::from(!met_before);
                 let last = before.and_then(|before| before.again);
                 let again = error.is_passing().then(|| Backoff::after(last, Instant::now()));
-                processes.refused.insert(process, Refusal { reason: error.to_string(), again });
+                processes.refused.insert(pid, Refusal { process, reason: error.to_string(), again });
                 Err(error)
             }
         }
     }
 
     /// Has all clocks go by a block, or be right; whether one could not be written to that may be in a moment.
-    pub(super) fn set(&self, block: Option<&Block>) -> bool {
-        let is_untold = Cell::new(false);
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, where there is no room for a thread.
+    pub(super) fn set(self: &Arc<Self>, block: Option<&Block>) -> kernel::Result<bool> {
         let mut processes = self.lock();
         processes.block = block.copied();
         processes.turn += 1;
-        let all: Vec<_> =
-            processes.changed.iter().map(|(process, changed)| (*process, Arc::clone(changed))).collect();
+        let all: Vec<_> = processes.changed.values().map(|(_, changed)| Arc::clone(changed)).collect();
         drop(processes);
-        // One that cannot be written to just now is tried again the next time; its line ends by itself meanwhile.
-        let is_lost = |changed: &Changed| {
-            let done =
-                block.map_or_else(|| changed.set_off(&self.patch), |block| changed.set(&self.patch, block));
-            is_untold.set(is_untold.get() || done.as_ref().is_err_and(ClockError::is_soon_over));
-            done.is_err_and(|error| !error.is_passing())
-        };
-        for (process, lost) in all.into_iter().filter(|(_, changed)| is_lost(changed)) {
-            let mut processes = self.lock();
-            // It is gone, or executes another program, which may have been seen to meanwhile.
-            if processes.changed.get(&process).is_some_and(|changed| Arc::ptr_eq(changed, &lost)) {
-                processes.changed.remove(&process);
-            }
+        let Written { lost, is_untold } = self.write(all, block.copied())?;
+        if !lost.is_empty() {
+            // They are gone, or execute other programs, which may have been seen to meanwhile.
+            let is_lost = |changed: &Arc<Changed>| lost.iter().any(|lost| Arc::ptr_eq(changed, lost));
+            self.lock().changed.retain(|_, (_, changed)| !is_lost(changed));
         }
-        is_untold.get()
+        Ok(is_untold)
+    }
+
+    /// Has the clocks of these go by a block, or be right. One that cannot be written to just now is tried again the next time; its
+    /// line ends by itself meanwhile.
+    fn write(self: &Arc<Self>, all: Vec<Arc<Changed>>, block: Option<Block>) -> kernel::Result<Written> {
+        /// The lease is renewed by whoever waits for it.
+        const LONGEST: Duration = Duration::from_millis(500);
+        if all.is_empty() {
+            return Ok(Written::default());
+        }
+        let clocks = Arc::clone(self);
+        let write = move |changed: Arc<Changed>| {
+            hold::first();
+            // The last one still waits.
+            let turn = changed.turn().ok_or(())?;
+            let _touch = Touch::begin(&clocks.patch, changed.process());
+            // What makes clocks be right may come at any time.
+            let block = block.filter(|_| !clocks.is_over());
+            let done = match &block {
+                Some(block) => changed.set(&clocks.patch, block),
+                None => changed.set_off(&clocks.patch),
+            };
+            drop(turn);
+            match done {
+                Err(error) if !error.is_passing() => Ok(Some(changed)),
+                Err(error) if error.is_soon_over() => Err(()),
+                _ => Ok(None),
+            }
+        };
+        let done = reach::each(all, Instant::now() + LONGEST, || false, write)?;
+        let is_untold = done.iter().any(|done| matches!(done, Some(Err(()))));
+        let lost = done.into_iter().filter_map(|done| done?.ok()?).collect();
+        Ok(Written { lost, is_untold })
     }
 
     /// How many programs were met, and how many of them had their clocks changed.
@@ -215,42 +310,72 @@ impl Clocks {
     /// Why which processes are as they were.
     pub(super) fn refusals(&self) -> BTreeMap<String, Vec<u32>> {
         let mut reasons: BTreeMap<String, Vec<u32>> = BTreeMap::new();
-        for (process, refusal) in &self.lock().refused {
+        let processes = self.lock();
+        for (process, refusal) in &processes.refused {
             reasons.entry(refusal.reason.clone()).or_default().push(*process);
+        }
+        let keepers: Vec<_> = processes.keepers().collect();
+        if !keepers.is_empty() {
+            reasons.insert("whoever looks at it is kept, by what its memory waits for".into(), keepers);
         }
         reasons
     }
 
+    /// Whoever sees to it has not come back by now.
+    pub(super) fn miss(&self, process: Process) {
+        let mut processes = self.lock();
+        if !processes.changed.contains_key(&process.pid) && !processes.refused.contains_key(&process.pid) {
+            let reason = StopError::Stuck(process.pid.cast_signed()).to_string();
+            let again = Some(Backoff::after(None, Instant::now()));
+            processes.met += 1;
+            processes.refused.insert(process.pid, Refusal { process, reason, again });
+        }
+    }
+
     /// Looks for those among these processes that nobody has seen to, or that are to be tried again. Those that are gone are
     /// forgotten.
-    fn strangers(&self, now: &BTreeSet<u32>) -> Vec<u32> {
+    pub(super) fn strangers(self: &Arc<Self>, now: &BTreeSet<Process>) -> kernel::Result<Strangers> {
         let time = Instant::now();
         let mut processes = self.lock();
-        processes.refused.retain(|process, _| now.contains(process));
-        let Processes { changed, refused, busy, missing, .. } = &mut *processes;
+        processes.refused.retain(|_, refusal| now.contains(&refusal.process));
+        let Processes { changed, refused, busy, missing, begun, .. } = &mut *processes;
         // One that came since these were listed is none that has gone: only who is missing twice.
-        let absent: BTreeSet<_> = changed.keys().copied().filter(|process| !now.contains(process)).collect();
-        let gone: Vec<_> =
-            absent.intersection(missing).filter_map(|process| changed.remove(process)).collect();
+        let absent: BTreeSet<_> =
+            changed.values().map(|(process, _)| *process).filter(|process| !now.contains(process)).collect();
+        let gone = absent.intersection(missing).filter_map(|process| changed.remove(&process.pid));
+        let gone: Vec<_> = gone.map(|(_, changed)| changed).collect();
         *missing = absent;
-        let is_known = |process: &u32| {
-            changed.contains_key(process)
-                || busy.contains(process)
-                || refused.get(process).is_some_and(|refusal| !refusal.is_due(time))
+        let is_known = |process: &Process| {
+            changed.get(&process.pid).is_some_and(|(known, _)| known == process)
+                || busy.contains(&process.pid)
+                || refused.get(&process.pid).is_some_and(|refusal| !refusal.is_due(time))
         };
-        let strangers: Vec<_> = now.iter().copied().filter(|process| !is_known(process)).collect();
-        busy.extend(&strangers);
+        let strangers = now.iter().copied().filter(|process| !is_known(process));
+        let (again, new) = strangers.partition(|process| refused.contains_key(&process.pid));
+        let strangers = Strangers { new, again };
+        busy.extend(strangers.new.iter().chain(&strangers.again).map(|process| process.pid));
+        let numbers: BTreeSet<_> = now.iter().map(|process| process.pid).collect();
+        begun.retain(|process, _| numbers.contains(process) || busy.contains(process));
         drop(processes);
-        for left in gone {
-            // Who has left the target and not ended is right again.
-            let _ = left.set_off(&self.patch);
-        }
-        strangers
+        // Who has left the target and not ended is right again.
+        self.write(gone, None)?;
+        Ok(strangers)
+    }
+
+    /// Whether nobody was about to see to it; the caller is from here on.
+    pub(super) fn see_to(&self, process: u32) -> bool {
+        self.lock().busy.insert(process)
+    }
+
+    /// Nobody sees to it.
+    pub(super) fn leave(&self, process: u32) {
+        self.lock().busy.remove(&process);
     }
 
     /// A program is executed: what its process had of ours is gone.
-    fn forget(&self, process: u32) {
+    pub(super) fn forget(&self, process: u32) {
         let mut processes = self.lock();
+        processes.begin(process);
         processes.changed.remove(&process);
         processes.refused.remove(&process);
     }
@@ -281,74 +406,15 @@ fn make_room() -> kernel::Result<()> {
     Ok(())
 }
 
-impl Hands {
-    /// Begins to see to whatever is executed.
-    pub(super) fn begin(clocks: Arc<Clocks>, events: &Events, holds: &Holds) -> kernel::Result<Self> {
-        let (late, later) = mpsc::channel();
-        let work: Work = {
-            let (clocks, late) = (Arc::clone(&clocks), late.clone());
-            Arc::new(move |event, claim| see_to_held(&clocks, event, claim, &late))
-        };
-        let held = Crew::start(holds, events, &work)?;
-        let all = Arc::clone(&clocks);
-        let thread = thread::Builder::new().name("fl-late".into()).spawn(move || see_to_late(&all, &later));
-        let thread = thread.map_err(|source| kernel::Error::new("clone", "a thread", source))?;
-        Ok(Self { clocks, late, held: Some(held), thread: Some(thread) })
-    }
-
-    /// Sees to those among these processes that nobody has seen to yet.
-    pub(super) fn look(&self, now: &BTreeSet<u32>) {
-        for process in self.clocks.strangers(now) {
-            // Nobody is there to take it only when all is over.
-            let _ = self.late.send(process);
-        }
-    }
-}
-
-impl Drop for Hands {
-    fn drop(&mut self) {
-        self.clocks.over.store(true, Ordering::Relaxed);
-        self.held = None;
-        if let Some(thread) = self.thread.take() {
-            // One that panicked has said so.
-            let _ = thread.join();
-        }
-    }
-}
-
-/// How soon a thread sees that it is over.
-const TURN: Duration = Duration::from_millis(50);
-
-/// What is done for a program that is executed, held or not.
-fn see_to_held(clocks: &Clocks, event: &ExecEvent, claim: Option<&Claim<'_>>, late: &mpsc::Sender<u32>) {
-    clocks.forget(event.pid);
-    let adopt = |claim| as_writer(event.pid, || clocks.adopt_held(event.pid, event.vdso, claim));
-    // One that has gone on, or that another traces, has to be stopped.
-    let has_gone_on = matches!(claim.map(adopt), None | Some(Err(ClockError::LetGo | ClockError::Stop(_))));
-    if has_gone_on && clocks.lock().busy.insert(event.pid) {
-        // Nobody is there to take it only when all is over.
-        let _ = late.send(event.pid);
-    }
-}
-
-fn see_to_late(clocks: &Clocks, late: &mpsc::Receiver<u32>) {
-    // Nobody who keeps a CPU is to wait for what this thread has locked.
-    hold::first();
-    while !clocks.over.load(Ordering::Relaxed) {
-        match late.recv_timeout(TURN) {
-            Ok(process) => drop(clocks.adopt(process)),
-            Err(mpsc::RecvTimeoutError::Timeout) => {}
-            Err(mpsc::RecvTimeoutError::Disconnected) => return,
-        }
-    }
+fn mappings(process: u32) -> Result<Mappings, kernel::Error> {
+    let path = format!("/proc/{process}/maps");
+    // One that has ended has none.
+    let mappings = unless_gone(Mappings::of(process));
+    Ok(mappings.map_err(|source| kernel::Error::new("read", path, source))?.unwrap_or_default())
 }
 
 /// Which time namespace a process is in; nothing if it has ended, or the kernel has none.
 fn times_of(process: &str) -> kernel::Result<Option<PathBuf>> {
     let path = format!("/proc/{process}/ns/time");
-    match fs::read_link(&path) {
-        Ok(times) => Ok(Some(times)),
-        Err(none) if matches!(none.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => Ok(None),
-        Err(source) => Err(kernel::Error::new("readlink", path, source)),
-    }
+    unless_gone(fs::read_link(&path)).map_err(|source| kernel::Error::new("readlink", path, source))
 }

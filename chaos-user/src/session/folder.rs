@@ -15,6 +15,8 @@ use nix::{
     unistd::{LinkatFlags, UnlinkatFlags, linkat, unlinkat},
 };
 
+use crate::spec::shown;
+
 /// Where records lie.
 pub(super) const DIRECTORY: &str = "/run/faultline";
 /// What a record's name ends with.
@@ -29,7 +31,7 @@ const OTHERS: u32 = 0o022;
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     /// The kernel refused it.
-    #[error("{call} {}: {source}", path.display())]
+    #[error("{call} {}: {source}", shown::name(path))]
     Call {
         /// The operation.
         call: &'static str,
@@ -40,7 +42,7 @@ pub enum JournalError {
     },
     /// It is not as Faultline makes it.
     #[error("{} {why}: only root makes what lies there, so it is not read; look whose it is, then remove it: rm {}{}",
-        path.display(), if *is_folder { "-r " } else { "" }, path.display())]
+        shown::name(path), if *is_folder { "-r " } else { "" }, shown::name(path))]
     Refused {
         /// What.
         path: PathBuf,
@@ -243,6 +245,8 @@ pub(super) enum Byte {
     Life = 0,
     /// By whoever changes the profile of its run.
     Profile = 1,
+    /// By whoever clears away what its owner has left.
+    Sweep = 2,
 }
 
 impl Byte {

@@ -11,7 +11,11 @@ use std::{
 };
 
 use super::{Record, SweepError, folder::Folder, sweep};
-use crate::kernel::{change::Change, hold};
+use crate::kernel::{
+    change::{Change, LONGEST},
+    hold,
+    memory::VdsoChange,
+};
 
 /// The command that a guard is.
 pub const COMMAND: &str = "guard";
@@ -19,7 +23,7 @@ pub const COMMAND: &str = "guard";
 /// The owner's side: as long as this is there the guard waits.
 #[derive(Debug)]
 pub(super) struct Guard {
-    child: Child,
+    pid: u32,
     _hold: mpsc::Sender<()>,
 }
 
@@ -31,19 +35,20 @@ impl Guard {
         // What a terminal tells its owner is not meant for it.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut child = command.spawn()?;
+        let pid = child.id();
         let pipe = child.stdin.take().map(OwnedFd::from).ok_or(io::ErrorKind::BrokenPipe)?;
-        Ok(Self { child, _hold: hold(pipe)? })
+        Ok(Self { pid, _hold: hold(pipe, child)? })
     }
 
     /// Its process.
     pub(super) fn pid(&self) -> u32 {
-        self.child.id()
+        self.pid
     }
 }
 
-/// Keeps the pipe open in a thread with files of its own, until what is returned is dropped. When a process is killed its
-/// other files, eBPF's links among them, take the kernel milliseconds to close; this thread has one.
-fn hold(pipe: OwnedFd) -> io::Result<mpsc::Sender<()>> {
+/// Keeps the pipe open in a thread with files of its own, until what is returned is dropped, and hears of the guard's end then.
+/// When a process is killed its other files, eBPF's links among them, take the kernel milliseconds to close; this thread has one.
+fn hold(pipe: OwnedFd, mut guard: Child) -> io::Result<mpsc::Sender<()>> {
     let (sender, over) = mpsc::channel::<()>();
     let (ready, is_ready) = mpsc::channel();
     let number = pipe.as_raw_fd();
@@ -58,6 +63,8 @@ fn hold(pipe: OwnedFd) -> io::Result<mpsc::Sender<()>> {
             // SAFETY: this thread's own, which nobody else has.
             drop(unsafe { OwnedFd::from_raw_fd(number) });
         }
+        // Nobody is told how it ended.
+        let _ = guard.wait();
     };
     thread::Builder::new().name("guard".into()).spawn(stay)?;
     is_ready.recv().map_err(io::Error::other)??;
@@ -96,16 +103,39 @@ pub fn guard(id: &str) -> Result<(), SweepError> {
         Some(folder) => Ok(Record::read(&folder, id)?),
         None => Ok::<_, SweepError>(None),
     };
-    let Some(record) = own()? else { return Ok(()) };
-    for change in record.changes() {
-        if let Change::Vdso(vdso) = change {
-            // Clocks are right from here on; the rest takes as long as it takes.
-            let _ = vdso.set_off();
-        }
-    }
     let deadline = Instant::now() + PATIENCE;
-    while own()?.is_some_and(|record| record.alive) && Instant::now() < deadline {
+    let mut changes = None;
+    loop {
+        // What cannot be read now, for want of memory say, may be in a moment.
+        let found = own();
+        match (&found, &changes) {
+            (Ok(None), None) => return Ok(()),
+            (Ok(Some(record)), None) => {
+                let all = record.changes();
+                // Clocks are right from here on; the rest takes as long as it takes.
+                of_clocks(&all).for_each(|vdso| drop(vdso.set_off()));
+                changes = Some(all);
+            }
+            _ => {}
+        }
+        if matches!(&found, Ok(record) if record.as_ref().is_none_or(|record| !record.alive)) {
+            break;
+        }
+        if Instant::now() >= deadline {
+            // Its end is kept by something that it waits for, and nobody else comes as long as it is there. What is of processes is
+            // nobody else's; the record is cleared away by whoever finds its owner gone.
+            of_clocks(changes.as_deref().unwrap_or_default())
+                .for_each(|vdso| drop(vdso.undo(Instant::now() + LONGEST)));
+            break;
+        }
         thread::sleep(PAUSE);
     }
     sweep().map(drop)
+}
+
+fn of_clocks(changes: &[Change]) -> impl Iterator<Item = &VdsoChange> {
+    changes.iter().filter_map(|change| match change {
+        Change::Vdso(vdso) => Some(vdso),
+        _ => None,
+    })
 }

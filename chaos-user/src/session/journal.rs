@@ -8,6 +8,7 @@ use std::{
     fs::File,
     io::{self, Write},
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use serde::{Deserialize, Serialize};
@@ -15,18 +16,21 @@ use serde::{Deserialize, Serialize};
 use chaos_ebpf::abi::Direction;
 
 use super::{
-    Process,
     folder::{Byte, Folder, Result, error, path_of},
     namespaces::Namespaces,
     undo,
 };
-use crate::kernel::{
-    calls::Attached,
-    change::{Change, Family, Ledger, Unwritten},
-    counters::MapIds,
-    mechanism::Mechanism,
-    peers::ProfileIds,
-    throttle::Tally,
+use crate::{
+    kernel::{
+        calls::Attached,
+        change::{Change, Family, LONGEST, Ledger, Unwritten},
+        counters::MapIds,
+        mechanism::Mechanism,
+        peers::ProfileIds,
+        process::Process,
+        throttle::Tally,
+    },
+    target::NetnsId,
 };
 
 /// A hook that is in use.
@@ -116,6 +120,8 @@ pub enum Entry {
         /// How long that takes at about, in nanoseconds.
         for_ns: u64,
     },
+    /// What others may share of its changes is taken back.
+    Undone,
 }
 
 impl Entry {
@@ -126,7 +132,7 @@ impl Entry {
 }
 
 /// What is written in the first line, so that other versions know what they cannot read.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// Who does what.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -142,8 +148,12 @@ pub struct Begun {
     pub device: Option<String>,
     /// Its number, or 0.
     pub ifindex: u32,
-    /// The network namespace it lies in, by inode number.
-    pub netns: u64,
+    /// The network namespace it lies in.
+    #[serde(flatten)]
+    pub netns: NetnsId,
+    /// The start of the machine in which it was begun: whatever it speaks of has gone with that.
+    #[serde(default)]
+    pub boot_id: Option<String>,
     /// The rules.
     pub rules: Vec<RuleRecord>,
     /// Seed of the random numbers, if there are any.
@@ -229,18 +239,14 @@ impl Journal {
         &self.changes
     }
 
-    /// Takes the changes back; see [`undo::take_back`]. What is returned is kept until the record is gone.
+    /// Takes the changes back; see [`undo::take_back`].
     ///
     /// # Errors
     ///
     /// [`Dirty`](super::Dirty) if one could not be.
-    pub(super) fn take_back(&self) -> std::result::Result<Option<File>, super::Dirty> {
-        if self.changes.is_empty() {
-            return Ok(None);
-        }
-        let held = undo::hold(&self.folder).map_err(super::Dirty::journal)?;
-        undo::take_back(&self.folder, &held, &self.id, &self.begun, &self.changes)?;
-        Ok(Some(held))
+    pub(super) fn take_back(&self) -> std::result::Result<(), super::Dirty> {
+        let end = Instant::now() + LONGEST;
+        undo::take_back(&self.folder, &self.id, &self.begun, &self.changes, false, end)
     }
 
     /// Ends the record: nothing of what it speaks of is left.

@@ -6,11 +6,14 @@
 mod backoff;
 mod calls;
 mod clocks;
+mod enrol;
 mod folder;
 mod guard;
+mod hands;
 mod journal;
 mod lease;
 mod live;
+mod members;
 mod namespaces;
 mod net;
 mod preview;
@@ -40,7 +43,6 @@ pub use live::{Live, State, live};
 pub use namespaces::Namespaces;
 pub use net::{NO_DEVICE, Plan};
 pub use preview::{Preview, PreviewError};
-pub use process::Process;
 pub use profile::{ApplyError, Target as ProfileRun};
 pub use record::{Kept, Record, Records};
 pub use report::{BACKGROUND, RuleReport, RunReport};
@@ -51,7 +53,7 @@ pub use verify::Dirty;
 pub use watch::{Ending, Observer, watch};
 
 use crate::{
-    host::HostError,
+    host::{self, HostError},
     kernel::{
         self, btf,
         clock::{self, Ticks},
@@ -87,6 +89,17 @@ pub enum SessionError {
     /// The kernel has no qdisc in which packets could wait.
     #[error("{0}; {remedy}", remedy = Mechanism::SchFq.remedy())]
     NoQueue(kernel::Error),
+    /// The interface keeps offloads on.
+    #[error(
+        "{device} cannot switch off {stays}, so that a packet would not always be one of the wire; leave --exact out, and \
+         what it makes of several is hit whole"
+    )]
+    NotExact {
+        /// The interface.
+        device: String,
+        /// What stays on.
+        stays: String,
+    },
     /// The journal could not be written, and without it nothing is begun.
     #[error("{0}; without a journal there nothing is injected: make /run a writable tmpfs")]
     Journal(#[from] JournalError),
@@ -327,7 +340,7 @@ impl Prepared {
     ) -> Result<Self, SessionError> {
         let proc = |source| SessionError::Proc { call: "read /proc/self/stat", source };
         SessionError::if_interrupted()?;
-        let owner = Process::current().map_err(proc)?;
+        let owner = kernel::process::Process::current().map_err(proc)?;
         let begun = Begun {
             format: FORMAT,
             namespaces: Namespaces::own()?,
@@ -335,6 +348,7 @@ impl Prepared {
             device: facts.device.clone(),
             ifindex: facts.ifindex,
             netns: target::current_netns()?,
+            boot_id: host::boot_id().map_err(|source| SessionError::Proc { call: "read boot_id", source })?,
             rules: facts.rules.clone(),
             seed: facts.seed,
         };
@@ -349,7 +363,7 @@ impl Prepared {
             }
             Err(error) => {
                 // What could not be taken back is left, with the record of it, for the next sweep.
-                let undone = journal.take_back().and_then(|_held| {
+                let undone = journal.take_back().and_then(|()| {
                     verify::gone(&[], journal.changes())?;
                     journal.end().map_err(Dirty::journal)
                 });
@@ -437,7 +451,7 @@ impl Prepared {
             }
         }
         drop(run);
-        let undone = taken_back.and_then(|_held| {
+        let undone = taken_back.and_then(|()| {
             verify::gone(&hooks, journal.changes())?;
             journal.end().map_err(Dirty::journal)
         });

@@ -13,7 +13,7 @@ use chaos_ebpf::abi::{Control, DIRECTIONS, Direction};
 use ipnet::IpNet;
 
 use super::{
-    Ending, Entry, Facts, HookRecord, RuleRecord, Run, RunReport, SessionError, journal::Journal,
+    Ending, Entry, Facts, HookRecord, RuleRecord, Run, RunReport, SessionError, enrol, journal::Journal,
     report::report, silent::Silent,
 };
 use crate::{
@@ -29,10 +29,12 @@ use crate::{
         mechanism::{Mechanism, common},
         netlink::Netlink,
         probe,
+        process::Process,
         programs::{self, Environment, Programs},
         sys,
     },
-    target::{Device, Protected, Target},
+    spec::Exact,
+    target::{Device, Protected, Target, Tree},
 };
 
 /// What is going to be done; nothing in it needs to be looked up or checked again.
@@ -51,7 +53,7 @@ pub struct Plan {
     /// How many packets may wait in each direction.
     pub limit: u32,
     /// Whether the interface's own segmentation is switched off.
-    pub exact: bool,
+    pub exact: Exact,
     /// What is left alone whatever the rules say.
     pub protected: Protected,
 }
@@ -75,13 +77,14 @@ impl Plan {
         let by_filters = self.is_by_filters();
         let resets = self.rules.iter().any(Rule::resets);
         let mut uses = vec![Use::Programs];
-        if self.exact || by_filters || self.rules.iter().any(Rule::needs_detour) {
+        let exact = self.exact != Exact::No;
+        if exact || by_filters || self.rules.iter().any(Rule::needs_detour) {
             uses.push(Use::Interfaces);
         }
         if resets {
             uses.push(Use::Segments);
         }
-        Demands { uses, changes: self.exact || by_filters }.check()?;
+        Demands { uses, changes: exact || by_filters }.check()?;
         for target in self.targets.iter().filter(|target| resets || matches!(target, Target::Process(_))) {
             // Whether there still is one is asked elsewhere.
             target.processes().unwrap_or_default().into_iter().try_for_each(rights::may_have_sockets)?;
@@ -132,6 +135,8 @@ pub(super) struct NetRun {
     place: Option<(RefCell<Netlink>, Interface)>,
     /// How many addresses more names have come to stand for.
     learnt: usize,
+    /// What was asked of the interface and could not be had.
+    inexact: Option<String>,
 }
 
 impl NetRun {
@@ -170,7 +175,7 @@ impl NetRun {
             owner_tgid: probe::own_tgid()?,
             ethernet: plan.device.as_ref().is_some_and(|device| device.ethernet),
             ifindex,
-            place: place(journal.begun().netns, ifindex),
+            place: place(journal.begun().netns.inode, ifindex),
             near,
             far,
             generation: clock::exact(),
@@ -181,6 +186,7 @@ impl NetRun {
             detour.attach(&mut programs, *direction)?;
         }
         let mut attachments = Vec::new();
+        let mut inexact = None;
         if let Some(device) = &plan.device {
             for direction in directions {
                 SessionError::if_interrupted()?;
@@ -189,9 +195,7 @@ impl NetRun {
                 attachments.push(Attachment::new(&mut programs, device, &faults, direction, journal)?);
             }
             SessionError::if_interrupted()?;
-            if plan.exact {
-                change::features_off(device.ifindex, journal)?;
-            }
+            inexact = not_exact(&plan, device, journal)?;
         }
         for folder in outermost(plan.named_by(|rule| rule.direction == Direction::Connect)) {
             attachments.extend(Attachment::to_cgroup(&mut programs, folder)?);
@@ -201,19 +205,7 @@ impl NetRun {
         for folder in outermost(trees()) {
             attachments.push(Attachment::of_sockets(&mut programs, folder)?);
         }
-        // Whoever is of several has the rules of all.
-        let mut wanted: BTreeMap<u32, u64> = BTreeMap::new();
-        for target in trees() {
-            let Target::Process(tree) = target else { continue };
-            let rules = tables.processes.get(&tree.pid).copied().unwrap_or(0);
-            for process in target.processes()? {
-                *wanted.entry(process).or_default() |= rules;
-            }
-        }
-        for (process, rules) in wanted {
-            SessionError::if_interrupted()?;
-            kernel::sockets::each(process, |socket| programs.mark(socket, rules))?;
-        }
+        mark_sockets(&enrol::trees(&plan.targets, &tables.processes), &mut programs)?;
         let detours: Vec<_> = detours.into_iter().map(|(_, detour)| detour).collect();
         let silent = if plan.rules.iter().any(Rule::resets) {
             let sockets = (!tables.processes.is_empty()).then(|| programs.sockets()).transpose()?;
@@ -222,14 +214,37 @@ impl NetRun {
             None
         };
         let plan = Arc::new(plan);
-        let mut run = Self { plan, tables, programs, attachments, detours, silent, place: None, learnt: 0 };
+        let mut run =
+            Self { plan, tables, programs, attachments, detours, silent, place: None, learnt: 0, inexact };
         if ifindex != 0 && !(journal.changes().is_empty() && run.holds_itself()) {
             let mut netlink = Netlink::open()?;
             let interface = Interface::find(&mut netlink, ifindex)?;
             run.place = Some((RefCell::new(netlink), interface));
         }
+        // One that has ended until here is nobody's.
+        run.forget_the_dead()?;
         Ok(run)
     }
+}
+
+/// Marks the sockets that those who belong to these have, again and again until there is nobody new: one that is begun meanwhile has
+/// sockets of who began it, which that one may have closed by its turn.
+fn mark_sockets(trees: &[(&Tree, u64)], programs: &mut Programs) -> Result<(), SessionError> {
+    let mut marked: BTreeMap<Process, u64> = BTreeMap::new();
+    for _ in 0..enrol::ROUNDS {
+        let mut is_new = false;
+        for (process, rules) in enrol::members(trees)? {
+            if marked.insert(process, rules) != Some(rules) {
+                is_new = true;
+                SessionError::if_interrupted()?;
+                kernel::sockets::each(process, |socket| programs.mark(socket, rules))?;
+            }
+        }
+        if !is_new {
+            break;
+        }
+    }
+    Ok(())
 }
 
 impl Run for NetRun {
@@ -334,7 +349,9 @@ impl Run for NetRun {
     }
 
     fn report(&self, counters: &Counters) -> RunReport {
-        report(&self.plan.rules, counters)
+        let mut report = report(&self.plan.rules, counters);
+        report.remarks.extend(self.inexact.clone());
+        report
     }
 
     /// What waits still comes, by the way back and past the programs, which are disarmed.
@@ -352,6 +369,22 @@ impl Run for NetRun {
 fn place(netns: u64, ifindex: u32) -> u32 {
     // Namespaces' numbers are next to each other, as interfaces' are: they must not add up to the same.
     ((netns as u32).wrapping_mul(0x9e37_79b1) ^ ifindex << 1) & !1
+}
+
+/// Switches offloads off, as far as that is asked for, and says what stays on.
+fn not_exact(plan: &Plan, device: &Device, journal: &mut Journal) -> Result<Option<String>, SessionError> {
+    if plan.exact == Exact::No {
+        return Ok(None);
+    }
+    let stays = change::features_off(device.ifindex, journal)?;
+    if stays.is_empty() {
+        return Ok(None);
+    }
+    let (device, stays) = (device.name.clone(), stays.join(", "));
+    if plan.exact == Exact::Required {
+        return Err(SessionError::NotExact { device, stays });
+    }
+    Ok(Some(format!("{device} cannot switch off {stays}: what it makes of several packets is hit whole")))
 }
 
 /// The way round of the packets that go this way, if any need one.

@@ -17,6 +17,7 @@ use crate::{
         netlink::Connection,
         probe::{Outlook, State},
     },
+    spec::{Exact, Lines},
     target::{self, Flow, Named, Target},
 };
 
@@ -25,6 +26,8 @@ use crate::{
 pub struct Preview {
     /// The interface, if packets would be hit.
     pub device: Option<String>,
+    /// Its number there.
+    pub ifindex: Option<u32>,
     /// Its network namespace, by its inode number.
     pub netns: u64,
     /// The rules, in order.
@@ -97,9 +100,6 @@ pub enum PreviewError {
     /// A target is gone.
     #[error(transparent)]
     Target(#[from] target::CgroupError),
-    /// Something of `/proc`.
-    #[error("read /proc: {0}")]
-    Proc(#[from] procfs::ProcError),
 }
 
 impl Preview {
@@ -119,14 +119,15 @@ impl Plan {
     pub fn preview(&self) -> Result<Preview, PreviewError> {
         let mut targets = Vec::new();
         for target in &self.targets {
-            let processes = target::names(&target.processes()?);
+            let processes = target::names(&target.processes()?)?;
             targets.push(PreviewTarget { target: target.to_string(), processes });
         }
         let flows = flows(&self.targets)?.into_iter().filter_map(|flow| self.hits(flow)).collect();
         let hooks = self.would_attach();
         Ok(Preview {
             device: self.device.as_ref().map(|device| device.name.clone()),
-            netns: target::current_netns()?,
+            ifindex: self.device.as_ref().map(|device| device.ifindex),
+            netns: target::current_netns()?.inode,
             rules: self.rules.iter().map(rule).collect(),
             targets,
             flows,
@@ -207,9 +208,17 @@ impl Plan {
         for hook in hooks.iter().filter(|hook| hook.mechanisms.first() == Some(&Mechanism::Clsact)) {
             changes.push(format!("a filter on clsact of {name}, {}", hook.direction.name()));
         }
-        if self.exact {
-            let features = ethtool::Ethtool::open(device.ifindex)?.features(ethtool::SEGMENTATION)?;
-            let on: Vec<_> = features.into_iter().filter(|(_, on)| *on).map(|(name, _)| name).collect();
+        if self.exact != Exact::No {
+            let mut ethtool = ethtool::Ethtool::open(device.ifindex)?;
+            let features = ethtool.features(ethtool::SEGMENTATION)?;
+            let mut stays = ethtool.active(ethtool::SEGMENTATION)?;
+            stays.retain(|name| features.iter().all(|feature| feature.name != *name));
+            if !stays.is_empty() {
+                changes
+                    .push(format!("nothing of {} of {name}, which cannot be switched off", stays.join(", ")));
+            }
+            let on = features.into_iter().filter(|feature| feature.asked).map(|feature| feature.name);
+            let on: Vec<_> = on.collect();
             changes.push(match &on[..] {
                 [] => format!("nothing of the offloads of {name}, which are off"),
                 on => format!("offloads of {name} switched off: {}", on.join(", ")),
@@ -259,7 +268,8 @@ const SHOWN: usize = 20;
 
 impl fmt::Display for Preview {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { device, netns, rules, hooks, targets, flows, protected, journalled } = self;
+        let mut f = Lines(f);
+        let Self { device, ifindex: _, netns, rules, hooks, targets, flows, protected, journalled } = self;
         let device = device.as_deref().unwrap_or("no interface");
         writeln!(f, "plan, nothing is touched: {device} in network namespace {netns}")?;
         for (number, rule) in rules.iter().enumerate() {

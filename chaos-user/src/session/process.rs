@@ -1,4 +1,4 @@
-//! Processes by number and start time, and signals that reach nobody else.
+//! Processes by what they hold, and signals that reach nobody else.
 
 use std::{
     fs::{self, File},
@@ -13,39 +13,6 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::stat::fstat,
 };
-use serde::{Deserialize, Serialize};
-
-/// A process, told from all that had or will have its number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Process {
-    /// Its number.
-    pub pid: i32,
-    /// When it began, in clock ticks since boot: field 22 of `/proc/PID/stat`.
-    pub start_time: u64,
-}
-
-impl Process {
-    /// The calling process.
-    ///
-    /// # Errors
-    ///
-    /// If `/proc` cannot be read.
-    pub fn current() -> io::Result<Self> {
-        let pid = nix::unistd::getpid().as_raw();
-        let start_time = start_time(pid)?.ok_or(io::ErrorKind::NotFound)?;
-        Ok(Self { pid, start_time })
-    }
-}
-
-fn start_time(pid: i32) -> io::Result<Option<u64>> {
-    let stat = match fs::read_to_string(format!("/proc/{pid}/stat")) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        stat => stat?,
-    };
-    // The second field is in brackets and may hold anything, brackets and spaces included.
-    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    Ok(after_name.split_ascii_whitespace().nth(19).and_then(|field| field.parse().ok()))
-}
 
 /// A running process.
 #[derive(Debug)]

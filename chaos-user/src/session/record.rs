@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{self, Read},
+    os::unix::fs::FileExt,
     path::PathBuf,
     time::Duration,
 };
@@ -14,11 +15,14 @@ use super::{
     journal::{Begun, Entry, FORMAT, HookRecord},
     process::Handle,
 };
-use crate::kernel::{
-    change::{Change, Family},
-    counters::MapIds,
-    peers::ProfileIds,
-    throttle::Tally,
+use crate::{
+    kernel::{
+        change::{Change, Family},
+        counters::MapIds,
+        peers::ProfileIds,
+        throttle::Tally,
+    },
+    spec::shown,
 };
 
 /// No record is longer: each line is below 100 KB, and there are a few.
@@ -55,10 +59,17 @@ enum Why {
     #[error("{error}{}", if matches!(error, JournalError::Call { .. }) { "; `faultline sweep` tries again" } else { "" })]
     File { error: JournalError },
     /// Another version's.
-    #[error("{}: line {line} is {what}, which this version does not know: run `faultline sweep` of the version that wrote it", path.display())]
+    #[error(
+        "{}: line {line} is {what}, which this version does not know: run `faultline sweep` of the version that wrote it",
+        shown::name(path)
+    )]
     Foreign { path: PathBuf, line: usize, what: String },
     /// No version's.
-    #[error("{}: {what}, so what there is to undo is not known: look what is left, then remove it: rm {}", path.display(), path.display())]
+    #[error(
+        "{}: {what}, so what there is to undo is not known: look what is left, then remove it: rm {}",
+        shown::name(path),
+        shown::name(path)
+    )]
     Damaged { path: PathBuf, what: String },
 }
 
@@ -157,6 +168,25 @@ impl Record {
             _ => None,
         });
         changes.collect()
+    }
+
+    /// Whether what others may share of its changes is taken back.
+    pub(super) fn is_undone(&self) -> bool {
+        self.entries.contains(&Entry::Undone)
+    }
+
+    /// Writes that down, by whoever has taken it back, while nobody changes anything; over what is left of a line that was cut off.
+    pub(super) fn set_undone(folder: &Folder, id: &str) -> Result<()> {
+        let path = path_of(id);
+        let Some(mut record) = folder.open_to_lock(id)? else { return Ok(()) };
+        let bytes = whole(&mut record).map_err(error("read", &path))?;
+        let length = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        record.set_len(length as u64).map_err(error("truncate", &path))?;
+        let mut line =
+            serde_json::to_vec(&Entry::Undone).map_err(io::Error::from).map_err(error("write", &path))?;
+        line.push(b'\n');
+        record.write_all_at(&line, length as u64).map_err(error("write", &path))?;
+        record.sync_data().map_err(error("fsync", &path))
     }
 
     /// Until when it acts, if that was said.
@@ -265,7 +295,7 @@ fn entry(line: &[u8]) -> std::result::Result<Entry, Wrong> {
         }
         _ => {}
     }
-    const KNOWN: [&str; 6] = ["begun", "change", "prepared", "profile", "armed", "settling"];
+    const KNOWN: [&str; 7] = ["begun", "change", "prepared", "profile", "armed", "settling", "undone"];
     if !KNOWN.contains(&&entry[..]) {
         return Err(Wrong::Foreign(format!("an entry {entry:?}")));
     }
@@ -277,8 +307,8 @@ mod tests {
     use super::*;
 
     const FIRST: &str = concat!(
-        r#"{"entry":"begun","format":1,"namespaces":{"pid":1,"mnt":2,"cgroup":3},"pid":7,"start_time":9,"#,
-        r#""device":null,"ifindex":0,"netns":4,"rules":[],"seed":null}"#,
+        r#"{"entry":"begun","format":2,"namespaces":{"pid":1,"mnt":2,"cgroup":3},"pid":7,"start_time":9,"#,
+        r#""device":null,"ifindex":0,"netns":4,"netns_cookie":5,"boot_id":"6","rules":[],"seed":null}"#,
         "\n"
     );
     const CHANGE: &str = concat!(
@@ -314,8 +344,8 @@ mod tests {
             let found = read(&text);
             assert!(matches!(&found, Err((at, Wrong::Foreign(_))) if *at == line), "{text}: {found:?}");
         };
-        foreign(FIRST.replace("\"format\":1", "\"format\":2"), 1);
-        foreign(FIRST.replace("\"format\":1,", ""), 1);
+        foreign(FIRST.replace("\"format\":2", "\"format\":3"), 1);
+        foreign(FIRST.replace("\"format\":2,", ""), 1);
         foreign(format!("{FIRST}{}", CHANGE.replace("\"version\":1", "\"version\":2")), 2);
         foreign(format!("{FIRST}{}", CHANGE.replace("\"net\"", "\"memory\"")), 2);
         foreign(format!("{FIRST}{{\"entry\":\"paused\"}}\n{CHANGE}"), 2);

@@ -17,9 +17,12 @@ use chaos_ebpf::{
 
 use super::{
     Facts, HookRecord, LEASE, RuleRecord, RuleReport, Run, RunReport, SessionError,
-    clocks::{Clocks, Hands},
+    clocks::Clocks,
+    enrol::{enrol, trees},
     guard::Guard,
+    hands::Hands,
     journal::{Journal, random},
+    members::Members,
     slow::unwritten,
 };
 use crate::{
@@ -34,6 +37,9 @@ use crate::{
         mechanism::Mechanism,
         memory::{ClockError, VdsoChange},
         probe,
+        process::Process,
+        reach, signals,
+        stop::StopError,
         time::{Holding, Rewrite, TimePrograms},
         vdso::{Image, Kind, Patch},
     },
@@ -73,6 +79,8 @@ pub(super) struct SkewRun {
     armed: bool,
     since: u64,
     looked: Instant,
+    /// Why it could not be looked the last time that it could not.
+    unlisted: Option<kernel::Error>,
     /// Whether a clock that must not jump is just being told where its way changes.
     bends: bool,
     /// How often the last block is written once more, for somebody who could not be told: not until the lease is renewed.
@@ -82,7 +90,7 @@ pub(super) struct SkewRun {
     /// The turn of the blocks that the programs have.
     turn: u64,
     /// Last of all: it ends when this does.
-    guard: Guard,
+    _guard: Guard,
 }
 
 /// Whether what system calls read is rewritten.
@@ -116,17 +124,15 @@ impl SkewRun {
         let kind = if plan.spec.by == Some(Mechanism::Fexit) { Kind::Call } else { Kind::Skew };
         let token = u64::from_le_bytes(random().map_err(proc("read /dev/urandom"))?);
         let patch = image.patch(kind, token)?;
-        let (mut programs, rewriting) = programs(&plan)?;
-        let mut wanted: BTreeMap<u32, u64> = BTreeMap::new();
-        for target in &plan.targets {
-            let Target::Process(_) = target else { continue };
-            wanted.extend(target.processes()?.into_iter().map(|process| (process, 1)));
-        }
-        programs.add_processes(&wanted)?;
+        let (programs, rewriting) = programs(&plan)?;
+        let mut roll = programs.roll()?;
+        enrol(&trees(&plan.targets, &BTreeMap::new()), &mut roll)?;
         SessionError::if_interrupted()?;
         let guard = Guard::begin(journal.id()).map_err(proc("start a guard"))?;
         journal.note(Change::Vdso(VdsoChange::of(&patch))).map_err(unwritten)?;
-        let clocks = Arc::new(Clocks::new(patch.clone())?);
+        let but = vec![std::process::id(), guard.pid()];
+        let members = Members::new(plan.targets.clone(), roll, but);
+        let clocks = Arc::new(Clocks::new(patch.clone(), members)?);
         let run = Self {
             plan,
             programs,
@@ -137,30 +143,28 @@ impl SkewRun {
             armed: false,
             since: 0,
             looked: Instant::now(),
+            unlisted: None,
             bends: false,
             again: 0,
             kind,
             patch,
             turn: 0,
-            guard,
+            _guard: guard,
         };
-        run.adopt_all()?;
+        // Whoever has not come back from a process by then changes nothing any more.
+        run.adopt_all().inspect_err(|_| run.clocks.end())?;
         Ok(run)
     }
 
     /// Those that are there. A process that is named must be one whose clocks can be wrong, and of others one must be.
     fn adopt_all(&self) -> Result<(), SessionError> {
         let mut refused = None;
-        for process in self.processes()? {
-            SessionError::if_interrupted()?;
-            let is_it = |target: &Target| matches!(target, Target::Process(tree) if tree.pid == process);
-            let is_named = self.plan.targets.iter().any(is_it);
-            let done = if is_named { self.adopt_named(process) } else { self.clocks.adopt(process) };
+        for (process, is_named, done) in self.adopt_each()? {
             match done {
                 Ok(()) | Err(ClockError::Own) => {}
                 Err(error) => {
                     let is_gone = matches!(error, ClockError::Gone | ClockError::NoMemory);
-                    let error = SessionError::Clock { process, error };
+                    let error = SessionError::Clock { process: process.pid, error };
                     if is_named {
                         return Err(error);
                     }
@@ -174,37 +178,45 @@ impl SkewRun {
         }
     }
 
-    /// Nobody comes again for one that is refused here: it may only wait for a disk.
-    fn adopt_named(&self, process: u32) -> Result<(), ClockError> {
+    /// Sees to each, which is named or not: first to those that are.
+    fn adopt_each(&self) -> Result<Vec<Adopted>, SessionError> {
         const LONGEST: Duration = Duration::from_secs(2);
-        let (begun, mut pause) = (Instant::now(), Duration::from_millis(10));
-        loop {
-            match self.clocks.adopt(process) {
-                Err(error) if error.is_passing() && begun.elapsed() + pause < LONGEST => {}
-                done => return done,
-            }
-            thread::sleep(pause);
-            pause *= 2;
-        }
+        let roots = self.plan.targets.iter().filter_map(|target| match target {
+            Target::Process(tree) => Some(tree.root()),
+            Target::Cgroup(_) => None,
+        });
+        let roots: BTreeSet<_> = roots.collect();
+        let now = self.clocks.members().now()?;
+        let (named, others): (Vec<_>, Vec<_>) = now.into_iter().partition(|process| roots.contains(process));
+        let end = Instant::now() + LONGEST;
+        let clocks = Arc::clone(&self.clocks);
+        let mut all =
+            self.adopt_these(named, end, true, move |process| adopt_named(&clocks, process, end))?;
+        let clocks = Arc::clone(&self.clocks);
+        all.extend(self.adopt_these(others, Instant::now(), false, move |process| clocks.adopt(process))?);
+        Ok(all)
     }
 
-    /// Who is aimed at now.
-    fn processes(&self) -> kernel::Result<BTreeSet<u32>> {
-        let mut all: BTreeSet<u32> = self.programs.processes()?.into_iter().collect();
-        for target in &self.plan.targets {
-            if let Target::Cgroup(cgroup) = target {
-                // What cannot be read is gone, and so are those in it.
-                all.extend(cgroup.processes().unwrap_or_default());
-            }
-        }
-        // Who began all others is hit only by name.
-        let is_first = |target: &Target| matches!(target, Target::Process(tree) if tree.pid == 1);
-        if !self.plan.targets.iter().any(is_first) {
-            all.remove(&1);
-        }
-        all.remove(&std::process::id());
-        all.remove(&self.guard.pid());
-        Ok(all)
+    /// Whoever does not come back from one in time is left behind.
+    fn adopt_these(
+        &self,
+        all: Vec<Process>,
+        end: Instant,
+        are_named: bool,
+        adopt: impl Fn(Process) -> Result<(), ClockError> + Send + Sync + 'static,
+    ) -> Result<Vec<Adopted>, SessionError> {
+        /// How long one that is tried at last may take, and how long each that does nothing about it.
+        const LAST: Duration = Duration::from_millis(700);
+        const EACH: Duration = Duration::from_millis(2);
+        let end = end + LAST + EACH * all.len() as u32;
+        let done = reach::each(all.clone(), end, signals::is_pending, adopt)?;
+        SessionError::if_interrupted()?;
+        let stuck = |process: Process| {
+            self.clocks.miss(process);
+            Err(ClockError::Stop(StopError::Stuck(process.pid.cast_signed())))
+        };
+        let each = all.into_iter().zip(done);
+        Ok(each.map(|(process, done)| (process, are_named, done.unwrap_or_else(|| stuck(process)))).collect())
     }
 
     /// Goes on to now, and tells everybody; for as long as the lease is, and no longer than it is to last.
@@ -221,7 +233,7 @@ impl SkewRun {
             window = window.min((duration.as_nanos() as u64).saturating_sub(elapsed));
         }
         let block = lines.block(window);
-        if !self.clocks.set(Some(&block)) {
+        if !self.clocks.set(Some(&block))? {
             self.again = 0;
         }
         if matches!(self.rewriting, Rewriting::Done) {
@@ -229,6 +241,22 @@ impl SkewRun {
             self.programs.set_block(self.turn, &block)?;
         }
         Ok(())
+    }
+}
+
+/// Who was seen to, whether it was named, and what came of it.
+type Adopted = (Process, bool, Result<(), ClockError>);
+
+/// Nobody comes again for one that is refused here: it may only wait for a disk.
+fn adopt_named(clocks: &Clocks, process: Process, end: Instant) -> Result<(), ClockError> {
+    let mut pause = Duration::from_millis(10);
+    loop {
+        match clocks.adopt(process) {
+            Err(error) if error.is_passing() && Instant::now() + pause < end && !signals::is_pending() => {}
+            done => return done,
+        }
+        thread::sleep(pause);
+        pause *= 2;
     }
 }
 
@@ -325,8 +353,8 @@ impl Run for SkewRun {
             (true, false) => {
                 self.armed = false;
                 let done = self.programs.set_control(control);
-                self.clocks.set(None);
-                self.programs.set_block(self.turn + 1, &Block::RIGHT).and(done)
+                let off = self.clocks.set(None).map(drop);
+                self.programs.set_block(self.turn + 1, &Block::RIGHT).and(done).and(off)
             }
             (false, false) => Ok(()),
         }
@@ -401,9 +429,14 @@ impl Run for SkewRun {
 impl SkewRun {
     fn look(&mut self) -> kernel::Result<()> {
         self.looked = Instant::now();
-        let now = self.processes()?;
-        if let Some(hands) = &self.hands {
-            hands.look(&now);
+        match self.clocks.members().now() {
+            Ok(now) => {
+                if let Some(hands) = &mut self.hands {
+                    hands.look(&now)?;
+                }
+            }
+            // Whoever has come since is found the next time.
+            Err(error) => self.unlisted = Some(error),
         }
         // Others see it by the maps.
         let (met, skewed) = self.clocks.counts();
@@ -437,6 +470,9 @@ impl SkewRun {
                 format!("{count} processes, {first} among them")
             };
             remarks.push(format!("the clocks of {who} are right: {reason}"));
+        }
+        if let Some(error) = &self.unlisted {
+            remarks.push(format!("who belongs to the target could not be looked at all the time: {error}"));
         }
         if let Rewriting::Not(why) = &self.rewriting {
             remarks.push(format!("what reads clocks by raw system calls was told the right time: {why}"));

@@ -22,6 +22,7 @@ use crate::{
         mechanism::Mechanism,
         throttle::{self, BlockDevice, Limits, Tally, Throttle, ThrottleError},
     },
+    spec::{Lines, shown},
     target::{self, Cgroup, Target, has_block_device},
 };
 
@@ -152,7 +153,7 @@ impl Run for SlowRun {
         let record = |it: &Throttle| HookRecord {
             direction: Direction::Call,
             hook: Mechanism::IoMax,
-            function: Some(format!("{} of {}", it.device, it.folder.display())),
+            function: Some(format!("{} of {}", it.device, shown::name(&it.folder))),
             why: format!("set to {}", it.limits),
             program_id: None,
             link_id: None,
@@ -256,13 +257,13 @@ impl SlowPlan {
         let change = |it: &Throttle| {
             let before = if it.before == Limits::default() { "none".into() } else { it.before.to_string() };
             let Throttle { folder, device, limits, .. } = it;
-            format!("io.max of {} on {device} set to {limits}; before it: {before}", folder.display())
+            format!("io.max of {} on {device} set to {limits}; before it: {before}", shown::name(&folder))
         };
         let journalled = self.throttles(None)?.iter().map(change).collect();
         let mut targets = Vec::new();
         for target in &self.targets {
             let processes = target.processes()?;
-            targets.push(PreviewTarget { target: target.to_string(), processes: target::names(&processes) });
+            targets.push(PreviewTarget { target: target.to_string(), processes: target::names(&processes)? });
         }
         let rules = self.rules.iter().map(|rule| rule.label.clone()).collect();
         Ok(SlowPreview { rules, targets, journalled })
@@ -271,6 +272,7 @@ impl SlowPlan {
 
 impl fmt::Display for SlowPreview {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut f = Lines(f);
         let Self { rules, targets, journalled } = self;
         writeln!(f, "plan, nothing is touched: {PLACE}")?;
         rules.iter().enumerate().try_for_each(|(number, rule)| writeln!(f, "  rule {number}: {rule}"))?;

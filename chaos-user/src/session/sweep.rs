@@ -1,21 +1,32 @@
 //! Ending other owners' faults: asking those that live, and clearing away what the dead have left.
 
-use std::{io, time::Duration};
+use std::{
+    fs::File,
+    io, thread,
+    time::{Duration, Instant},
+};
 
-use nix::sys::signal::Signal;
+use nix::{errno::Errno, sys::signal::Signal};
 
 use super::{
     JournalError, Record,
-    folder::Folder,
+    folder::{Byte, Folder, error, path_of},
     process::Handle,
     record::{Kept, Records},
     undo, verify,
     verify::Dirty,
 };
-use crate::kernel::change::Change;
+use crate::{
+    host,
+    kernel::change::{Change, LONGEST},
+};
 
 /// How long an owner that was asked to end may take before it is killed; killing it ends the fault as well.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How much longer another may take to clear a record away.
+const BEYOND: Duration = Duration::from_millis(500);
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// How long the kernel may take to end a killed process.
 const KILL: Duration = Duration::from_secs(5);
@@ -101,12 +112,14 @@ pub fn sweep() -> Result<Swept, SweepError> {
     let Some(folder) = Folder::open()? else { return Ok(swept) };
     folder.close_to_others()?;
     let Records { understood, kept } = Record::all_in(&folder)?;
+    // All of them together.
+    let end = Instant::now() + LONGEST;
     for kept in kept {
         let (id, alive) = (kept.id.clone(), kept.alive);
         swept.left.push(Left { id, error: kept.into(), is_inert: false, alive });
     }
     for record in understood.into_iter().filter(|record| !record.alive) {
-        match clear(&folder, &record) {
+        match clear(&folder, &record, end) {
             Ok(true) => swept.removed.push(record.id),
             Ok(false) => {}
             Err(error) => {
@@ -120,19 +133,38 @@ pub fn sweep() -> Result<Swept, SweepError> {
 
 /// Undoes what does not go with its owner, which is dead, looks whether anything is left, and forgets the record. False if
 /// somebody else has.
-fn clear(folder: &Folder, record: &Record) -> Result<bool, Dirty> {
-    let changes = record.changes();
-    let held = if changes.is_empty() { None } else { Some(undo::hold(folder).map_err(Dirty::journal)?) };
-    if let Some(held) = &held {
-        // Whoever had taken it back by now may not be the last who changed the same.
-        if folder.open_record(&record.id).map_err(Dirty::journal)?.is_none() {
-            return Ok(false);
-        }
-        undo::take_back(folder, held, &record.id, record.begun(), &changes)?;
+fn clear(folder: &Folder, record: &Record, end: Instant) -> Result<bool, Dirty> {
+    // What was changed before the machine started again has gone with that, and what there is now is others'.
+    let before = record.begun().boot_id.as_ref();
+    if let (Ok(Some(now)), Some(before)) = (host::boot_id(), before)
+        && now != *before
+    {
+        return folder.remove(&record.id).map_err(Dirty::journal);
     }
+    // One at a time, or whoever comes second finds processes that another holds.
+    let Some(_turn) = turn(folder, &record.id, end).map_err(Dirty::journal)? else { return Ok(false) };
+    let changes = record.changes();
+    undo::take_back(folder, &record.id, record.begun(), &changes, record.is_undone(), end)?;
     let hooks = record.prepared().map_or(&[][..], |(hooks, _)| hooks);
     verify::gone(hooks, &changes)?;
     folder.remove(&record.id).map_err(Dirty::journal)
+}
+
+/// Keeps all others from clearing this record away until it is dropped; nothing if one of them has done so.
+fn turn(folder: &Folder, id: &str, end: Instant) -> Result<Option<File>, JournalError> {
+    let deadline = end + BEYOND;
+    loop {
+        let Some(file) = folder.open_to_lock(id)? else { return Ok(None) };
+        let locked = Byte::Sweep.take(&file);
+        if locked.map_err(|errno| error("lock", &path_of(id))(errno.into()))? {
+            // Whoever had it may have removed it since it was opened.
+            return Ok(folder.open_to_lock(id)?.map(|_| file));
+        }
+        if Instant::now() >= deadline {
+            return Err(error("lock", &path_of(id))(io::Error::from(Errno::EWOULDBLOCK)));
+        }
+        thread::sleep(PAUSE);
+    }
 }
 
 /// Asks the owner to end its fault and waits until nothing of it is left. An owner that does not answer is
@@ -148,7 +180,7 @@ pub fn stop(record: &Record, on_settling: impl FnOnce(Duration)) -> Result<(), S
     }
     // What it has written since it was read.
     if let Some(record) = Record::read(&folder, &record.id)? {
-        clear(&folder, &record)?;
+        clear(&folder, &record, Instant::now() + LONGEST)?;
     }
     Ok(())
 }
@@ -158,7 +190,7 @@ fn end(folder: &Folder, record: &Record, on_settling: impl FnOnce(Duration)) -> 
     let id = &record.id;
     let Some(file) = folder.open_record(id)? else { return Ok(()) };
     // Its number there, until it is known here.
-    let there = record.begun().owner.pid;
+    let there = record.begun().owner.pid.cast_signed();
     let failed = |call, pid| move |source| SweepError::Owner { id: id.clone(), pid, call, source };
     let Some(handle) = Handle::of_holder(&file).map_err(failed("look for the lock", there))? else {
         return match record.again()? {

@@ -22,7 +22,7 @@ use crate::{
         self,
         change::{Change, Undone},
     },
-    target::{self, Sought},
+    target::{self, NetnsId, Sought},
 };
 
 /// How long another owner may take over its changes; they take milliseconds.
@@ -47,33 +47,37 @@ pub(super) fn hold(folder: &Folder) -> Result<File> {
     }
 }
 
-/// What other owners than `id` have written down of this network namespace. Beside a record that is not understood nothing
-/// begins, so whose it is shares nothing.
-pub(super) fn of_others(folder: &Folder, id: &str, netns: u64) -> Result<Vec<Change>> {
+/// What other owners than `id` have written down of this network namespace and not taken back. Beside a record that is not
+/// understood nothing begins, so whose it is shares nothing.
+pub(super) fn of_others(folder: &Folder, id: &str, netns: NetnsId) -> Result<Vec<Change>> {
     let others = Record::all_in(folder)?.understood.into_iter().filter(|record| record.id != id);
-    let here = others.filter(|record| record.begun().netns == netns);
+    let here = others.filter(|record| record.begun().netns == netns && !record.is_undone());
     Ok(here.flat_map(|record| record.changes()).collect())
 }
 
-/// Takes back what the owner `id` has changed, the last first, and leaves what others share. What [`hold`] has given is kept
-/// until the record is gone: two owners that end at once would each leave to the other what they share.
+/// Takes back what the owner `id` has changed, the last first, and leaves what others share. Only for that is everybody kept from
+/// changing anything: what is of processes or of a cgroup is nobody else's, and processes may take until `end`. That the rest is taken
+/// back is written down before others go on: two owners that end at once would each leave to the other what they share.
 ///
 /// # Errors
 ///
 /// [`Dirty`] if something could not be taken back, or is not seen from here.
 pub(super) fn take_back(
     folder: &Folder,
-    _held: &File,
     id: &str,
     begun: &Begun,
     changes: &[Change],
+    is_undone: bool,
+    end: Instant,
 ) -> std::result::Result<(), Dirty> {
-    let shared = of_others(folder, id, begun.netns).map_err(Dirty::journal)?;
-    let ours = changes.iter().rev().filter(|change| !(change.is_shared() && shared.contains(change)));
-    let (there, here): (Vec<_>, Vec<_>) = ours.partition(|change| change.is_in_netns());
+    let (mut there, here): (Vec<_>, Vec<_>) = changes.iter().rev().partition(|change| change.is_in_netns());
+    if is_undone {
+        // That is so since, and may have been changed by others.
+        there.clear();
+    }
     // All of them, whatever becomes of one.
-    let undone: Vec<_> = here.iter().map(|change| change.undo()).collect();
-    let networks = if there.is_empty() { Ok(()) } else { in_networks(begun, &there) };
+    let undone: Vec<_> = here.iter().map(|change| change.undo(end)).collect();
+    let networks = if there.is_empty() { Ok(()) } else { take_back_networks(folder, id, begun, &there, end) };
     undone.into_iter().collect::<kernel::Result<Vec<_>>>().map_err(Dirty::unknown)?;
     networks?;
     if let Some(change) = here.iter().find(|change| matches!(change, Change::Vdso(_)))
@@ -85,9 +89,27 @@ pub(super) fn take_back(
     Ok(())
 }
 
+fn take_back_networks(
+    folder: &Folder,
+    id: &str,
+    begun: &Begun,
+    changes: &[&Change],
+    end: Instant,
+) -> std::result::Result<(), Dirty> {
+    let _held = hold(folder).map_err(Dirty::journal)?;
+    let shared = of_others(folder, id, begun.netns).map_err(Dirty::journal)?;
+    let ours = changes.iter().copied().filter(|change| !(change.is_shared() && shared.contains(change)));
+    in_networks(begun, &ours.collect::<Vec<_>>(), end)?;
+    match Record::set_undone(folder, id) {
+        // There is nobody who would leave to this one what they share.
+        Err(_) if shared.is_empty() => Ok(()),
+        noted => noted.map_err(Dirty::journal),
+    }
+}
+
 /// Takes changes of interfaces back where these were, or have been moved to; all of them, whatever becomes of one.
-fn in_networks(begun: &Begun, changes: &[&Change]) -> std::result::Result<(), Dirty> {
-    let undo = || changes.iter().map(|change| change.undo()).collect::<Vec<_>>();
+fn in_networks(begun: &Begun, changes: &[&Change], end: Instant) -> std::result::Result<(), Dirty> {
+    let undo = || changes.iter().map(|change| change.undo(end)).collect::<Vec<_>>();
     let there = target::within_netns(begun.netns, undo).map_err(Dirty::unknown)?;
     let (done, hidden) = match there {
         Sought::Found(done) => (done, None),
@@ -116,7 +138,7 @@ fn follow(begun: &Begun, change: &Change, hidden: Option<&str>) -> std::result::
     let unseen = match moved {
         Sought::Found(()) => return Ok(()),
         Sought::Hidden(what) => what,
-        Sought::Nowhere if is_renamed(begun.netns, change)? => return Ok(()),
+        Sought::Nowhere if is_known_by_number(begun.netns, change)? => return Ok(()),
         Sought::Nowhere => match hidden {
             Some(what) => what.to_owned(),
             None if Namespaces::own().map_err(Dirty::unknown)?.sees_networks_of(&begun.namespaces) => {
@@ -128,14 +150,14 @@ fn follow(begun: &Begun, change: &Change, hidden: Option<&str>) -> std::result::
     Err(Dirty::unseen(&unseen, change))
 }
 
-fn is_renamed(netns: u64, change: &Change) -> std::result::Result<bool, Dirty> {
-    match target::within_netns(netns, || change.undo_by_name()).map_err(Dirty::unknown)? {
+fn is_known_by_number(netns: NetnsId, change: &Change) -> std::result::Result<bool, Dirty> {
+    match target::within_netns(netns, || change.undo_by_number()).map_err(Dirty::unknown)? {
         Sought::Found(done) => Ok(done.map_err(Dirty::unknown)? == Undone::Here),
         Sought::Nowhere | Sought::Hidden(_) => Ok(false),
     }
 }
 
-fn elsewhere(but: u64, change: &Change) -> std::result::Result<Sought<()>, Dirty> {
+fn elsewhere(but: NetnsId, change: &Change) -> std::result::Result<Sought<()>, Dirty> {
     let undo = || match change.undo_moved() {
         Ok(Undone::Here) => Some(Ok(())),
         Ok(Undone::NotHere) => None,

@@ -83,13 +83,6 @@ fn left(hooks: &[HookRecord], changes: &[Change]) -> kernel::Result<Vec<Left>> {
             left.push(Left { name, remedy: format!("`{}` removes them", throttle.remedy()) });
         }
     }
-    for vdso in
-        changes.iter().filter_map(|change| if let Change::Vdso(vdso) = change { Some(vdso) } else { None })
-    {
-        let named =
-            |process| Left { name: format!("the changed vDSO of process {process}"), remedy: SWEEP.into() };
-        left.extend(vdso.left()?.into_iter().map(named));
-    }
     for link in hooks.iter().filter_map(|hook| hook.link_id) {
         if sys::open(Kind::Link, link)?.is_some() {
             left.push(Left::bpf(format!("link show id {link}")));

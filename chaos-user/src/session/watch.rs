@@ -5,13 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::signal::Signal;
-
 use super::{Armed, Entry, Lapsed, RENEWAL, RunReport, SessionError};
 use crate::{
     kernel::{
         self, clock,
-        signals::{News, Signals},
+        signals::{Asked, News, Signals},
     },
     target::{Names, Target},
 };
@@ -28,7 +26,7 @@ pub enum Ending {
     /// Its time was over.
     Elapsed,
     /// Somebody asked for it.
-    Signal(Signal),
+    Signal(Asked),
     /// The owner was away for longer than the lease.
     Lapsed(Lapsed),
     /// The interface is gone.
@@ -50,7 +48,7 @@ pub enum Ending {
 impl From<News> for Ending {
     fn from(news: News) -> Self {
         match news {
-            News::Signal(signal, _) => Self::Signal(signal),
+            News::Signal(asked) => Self::Signal(asked),
             News::Gone => Self::Unheard,
         }
     }
@@ -61,8 +59,11 @@ pub trait Observer {
     /// The counts, every second.
     fn progress(&mut self, armed: &Armed, report: &RunReport);
 
-    /// It has ended so but for what has to become right by and by, which takes about this long.
-    fn settling(&mut self, ending: Ending, time: Duration);
+    /// Somebody asks it to end, once more perhaps.
+    fn asked(&mut self, asked: Asked);
+
+    /// It has ended but for what has to become right by and by, which takes about this long.
+    fn settling(&mut self, time: Duration);
 
     /// Where it tells; the fault ends when nobody reads there any more.
     fn output(&self) -> BorrowedFd<'_>;
@@ -97,11 +98,14 @@ pub fn watch(
             None if settling.is_some() => armed.lost()?,
             None => armed.ending()?,
         };
+        if let Some(Ending::Signal(asked)) = ending {
+            observer.asked(asked);
+        }
         heard &= ending != Some(Ending::Unheard);
         match (ending, settling) {
             (Some(ending @ (Ending::Elapsed | Ending::Signal(_) | Ending::Unheard)), None) => {
                 let Some(time) = armed.settle() else { return Ok(ending) };
-                observer.settling(ending, time);
+                observer.settling(time);
                 settling = Some(ending);
             }
             // Whoever asks twice does not want to wait, and there may be nobody left.

@@ -599,7 +599,7 @@ impl Delay {
             Distribution::Normal => tail += " distribution normal",
             Distribution::Pareto => tail += " distribution pareto",
             Distribution::ParetoNormal => tail += " distribution paretonormal",
-            Distribution::File(path, _) => tail += &format!(" distribution {}", path.display()),
+            Distribution::File(path, _) => tail += &format!(" distribution {}", super::shown::name(path)),
         }
         if self.reorders {
             tail += " --reorder-by-jitter";

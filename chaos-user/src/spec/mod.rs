@@ -14,6 +14,7 @@ mod profile;
 mod question;
 mod ramp;
 mod select;
+pub(crate) mod shown;
 mod skew;
 mod slow;
 mod units;
@@ -25,7 +26,7 @@ pub use call::{
 pub use cut::Cut;
 pub use file::{FileError, open_file, read_file};
 pub use impair::{Chance, Corrupt, Delay, Distribution, Impairments, Loss, Rate, Reorder};
-pub use net::{FaultSpec, NetSpec, Sides};
+pub use net::{Exact, FaultSpec, NetSpec, Sides};
 pub use op::Op;
 pub use owner::Owner;
 pub use peer::{Exclusion, Peer};
@@ -36,6 +37,7 @@ pub use ramp::Ramp;
 pub use select::{
     PortRange, Protocol, Selectors, parse_count, parse_duration, parse_network, parse_pid, parse_whole,
 };
+pub use shown::{Lines, one, shown, shown_json};
 pub use skew::{Clock, Leap, Offset, Skew, SkewSpec, Slope, Strobe, parse_period};
 pub use slow::{SlowOp, SlowSpec, Speed};
 pub use units::show_rate;

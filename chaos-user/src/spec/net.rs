@@ -83,6 +83,18 @@ impl NetSpec {
     }
 }
 
+/// Whether packets are to be those of the wire: an interface's offloads make one of several, and several of one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Exact {
+    /// They are as they are.
+    #[default]
+    No,
+    /// As far as the interface switches its offloads off.
+    IfPossible,
+    /// Or nothing is begun.
+    Required,
+}
+
 /// Network faults on one interface.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NetSpec {
@@ -99,7 +111,7 @@ pub struct NetSpec {
     /// How many packets may wait, if that was said.
     pub limit: Option<u32>,
     /// Whether the interface's own segmentation is switched off.
-    pub exact: bool,
+    pub exact: Exact,
     /// Whether the caller's own SSH session and the cloud's metadata may be hit as well.
     pub include_protected: bool,
 }

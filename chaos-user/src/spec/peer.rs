@@ -69,7 +69,7 @@ impl fmt::Display for Peer {
         match self {
             Self::Network(network) => write!(f, "{network}"),
             Self::Name(name) => f.write_str(name),
-            Self::File(path) => write!(f, "@{}", path.display()),
+            Self::File(path) => write!(f, "@{}", super::shown::name(path)),
             Self::Processes(owner) => {
                 write!(f, "{}:{}", owner.option().trim_start_matches('-'), owner.name())
             }

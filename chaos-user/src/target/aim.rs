@@ -6,7 +6,7 @@ use super::{Cgroup, CgroupError, Tree, cgroup::UNSEEN};
 use crate::{
     host::{Use, rights},
     kernel,
-    spec::Owner,
+    spec::{Owner, shown},
 };
 
 /// Some processes.
@@ -150,7 +150,7 @@ impl Target {
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Cgroup(cgroup) => write!(f, "{}", cgroup.path.display()),
+            Self::Cgroup(cgroup) => write!(f, "{}", shown::name(&cgroup.path)),
             Self::Process(tree) => write!(f, "process {}", tree.pid),
         }
     }

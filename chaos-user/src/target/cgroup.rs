@@ -14,7 +14,7 @@ use crate::{
         cgroups::{below, leads_nowhere},
         probe,
     },
-    spec::Owner,
+    spec::{Owner, shown},
 };
 
 /// A cgroup of the v2 hierarchy, with those below it.
@@ -38,7 +38,7 @@ pub enum CgroupError {
         owner: Owner,
     },
     /// Nothing of that name.
-    #[error("{owner}: there is no such {what} among the cgroups in {}{}", root.display(), partly(root))]
+    #[error("{owner}: there is no such {what} among the cgroups in {}{}", shown::name(root), partly(root))]
     Unknown {
         /// What was asked for.
         owner: Owner,
@@ -56,6 +56,18 @@ pub enum CgroupError {
         /// What was asked for.
         owner: Owner,
         /// Those it could be.
+        found: Vec<PathBuf>,
+    },
+    /// Some, which anybody may have made.
+    #[error(
+        "{owner}: of that name there is only {}, where others than root may make cgroups and call them as they like; \
+         write --cgroup with it if it is meant",
+        listed(found)
+    )]
+    Delegated {
+        /// What was asked for.
+        owner: Owner,
+        /// Those of that name.
         found: Vec<PathBuf>,
     },
     /// Nobody is in it.
@@ -107,7 +119,7 @@ pub enum CgroupError {
         count: usize,
     },
     /// Too deep, or at too many depths.
-    #[error("{owner}: {} lies outside of the cgroups that this process can number", path.display())]
+    #[error("{owner}: {} lies outside of the cgroups that this process can number", shown::name(path))]
     Outside {
         /// What was asked for.
         owner: Owner,
@@ -128,7 +140,7 @@ fn partly(root: &Path) -> &'static str {
 }
 
 fn listed(paths: &[PathBuf]) -> String {
-    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+    paths.iter().map(|path| shown::name(&path)).collect::<Vec<_>>().join(", ")
 }
 
 impl Cgroup {
@@ -140,7 +152,7 @@ impl Cgroup {
     pub(super) fn find(owner: &Owner) -> Result<Self, CgroupError> {
         let root = probe::cgroup_root()?.ok_or_else(|| CgroupError::NoHierarchy { owner: owner.clone() })?;
         let unknown = |what| CgroupError::Unknown { owner: owner.clone(), what, root: root.clone() };
-        let only = |what, found| one(owner, found)?.ok_or_else(|| unknown(what));
+        let only = |what, found| one(owner, &root, found)?.ok_or_else(|| unknown(what));
         let path = match owner {
             Owner::Cgroup(name) => {
                 let inside = if Path::new(name).starts_with(&root) {
@@ -150,7 +162,7 @@ impl Cgroup {
                 };
                 // Links and dots lead out of what was counted.
                 let failed = |call| {
-                    let object = inside.display().to_string();
+                    let object = shown::name(&inside);
                     move |source: io::Error| match leads_nowhere(&source) {
                         true => unknown("cgroup"),
                         false => kernel::Error::new(call, object, source).into(),
@@ -200,7 +212,7 @@ impl Cgroup {
                         Some(libc::ENOENT | libc::ENODEV | libc::EOPNOTSUPP)
                     ) => {}
                 Err(source) => {
-                    return Err(kernel::Error::new("read", path.display().to_string(), source).into());
+                    return Err(kernel::Error::new("read", shown::name(&path), source).into());
                 }
             }
         }
@@ -240,23 +252,48 @@ pub(super) const UNSEEN: u32 = 0;
 
 /// The kernel's number of the cgroup whose folder this is.
 fn number(path: &Path) -> kernel::Result<u64> {
-    let error = |source| kernel::Error::new("stat", path.display().to_string(), source);
+    let error = |source| kernel::Error::new("stat", shown::name(&path), source);
     fs::metadata(path).map(|folder| folder.ino()).map_err(error)
 }
 
-/// The only one of these, if there is any.
-fn one(owner: &Owner, mut found: Vec<PathBuf>) -> Result<Option<PathBuf>, CgroupError> {
+/// The only one of these, if there is any. To whom a part of the hierarchy is delegated can make another of any name in there: that
+/// is neither taken for the one that is meant, nor in its way.
+fn one(owner: &Owner, root: &Path, found: Vec<PathBuf>) -> Result<Option<PathBuf>, CgroupError> {
+    let (mut found, mut others) = (Vec::new(), found);
+    for path in &others {
+        if is_made_by_root(root, path)? {
+            found.push(path.clone());
+        }
+    }
     if found.len() > 1 {
         found.sort();
         return Err(CgroupError::Ambiguous { owner: owner.clone(), found });
     }
+    if found.is_empty() && !others.is_empty() {
+        others.sort();
+        return Err(CgroupError::Delegated { owner: owner.clone(), found: others });
+    }
     Ok(found.pop())
+}
+
+/// Whether nobody but root may make cgroups in any of those above this one.
+fn is_made_by_root(root: &Path, path: &Path) -> kernel::Result<bool> {
+    for folder in path.ancestors().skip(1).take_while(|folder| folder.starts_with(root)) {
+        match fs::metadata(folder) {
+            Ok(folder) if folder.uid() == 0 && folder.mode() & 0o022 == 0 => {}
+            // What is gone meanwhile is nobody's.
+            Ok(_) => return Ok(false),
+            Err(error) if leads_nowhere(&error) => return Ok(false),
+            Err(source) => return Err(kernel::Error::new("stat", shown::name(&folder), source)),
+        }
+    }
+    Ok(true)
 }
 
 /// Those of these names, without what lies below another of them: a container's own cgroups may be named after it.
 fn named(root: &Path, is_name: impl Fn(&str) -> bool) -> kernel::Result<Vec<PathBuf>> {
     let mut found = below(root)?;
-    found.retain(|path| path.file_name().is_some_and(|name| is_name(&name.to_string_lossy())));
+    found.retain(|path| path.file_name().and_then(|name| name.to_str()).is_some_and(&is_name));
     let all = found.clone();
     found.retain(|path| !all.iter().any(|other| path != other && path.starts_with(other)));
     Ok(found)

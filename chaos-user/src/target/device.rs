@@ -1,6 +1,9 @@
 //! Interfaces.
 
-use crate::kernel::{self, netlink::Netlink};
+use crate::kernel::{
+    self,
+    netlink::{Link, Netlink},
+};
 
 /// An interface of the current network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,7 +77,7 @@ impl Device {
         let mut links = Netlink::open()?.links()?;
         links.retain(|link| link.is_up() && link.flags & loopback == 0);
         match &links[..] {
-            [link] => Self::find(&link.name),
+            [link] => Self::of(link),
             [] => Err(DeviceError::NotOne { there: "none is up but lo".into() }),
             several => {
                 let names: Vec<_> = several.iter().map(|link| link.name.as_str()).collect();
@@ -94,6 +97,10 @@ impl Device {
             let there: Vec<_> = netlink.links()?.into_iter().map(|link| link.name).collect();
             return Err(DeviceError::Unknown { name: name.into(), there: there.join(", ") });
         };
+        Self::of(&link)
+    }
+
+    fn of(link: &Link) -> Result<Self, DeviceError> {
         let ethernet = match link.layer {
             // Loopback has an Ethernet header of zeros and the type.
             libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK => true,
@@ -104,9 +111,9 @@ impl Device {
             | libc::ARPHRD_SIT
             | libc::ARPHRD_IPGRE
             | ARPHRD_RAWIP => false,
-            layer => return Err(DeviceError::LinkType { name: name.into(), layer }),
+            layer => return Err(DeviceError::LinkType { name: link.name.clone(), layer }),
         };
         let loopback = link.layer == libc::ARPHRD_LOOPBACK;
-        Ok(Self { name: link.name, ifindex: link.index, ethernet, loopback })
+        Ok(Self { name: link.name.clone(), ifindex: link.index, ethernet, loopback })
     }
 }

@@ -19,7 +19,7 @@ pub use cgroup::{Cgroup, CgroupError};
 pub use device::{Device, DeviceError};
 pub use hunt::{Sought, in_others as in_other_netns, within as within_netns};
 pub use names::Names;
-pub use netns::{Home, Netns, NetnsError, current as current_netns};
+pub use netns::{Home, Netns, NetnsError, NetnsId, current as current_netns};
 pub use peer::{PeerError, addresses};
 pub use place::{Place, PlaceError, Places, device_number, devices_of};
 pub use process::Tree;

@@ -2,8 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    sync::mpsc::{Receiver, sync_channel},
-    thread,
+    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel},
     time::Duration,
 };
 
@@ -17,7 +16,11 @@ const INTERVAL: Duration = Duration::from_secs(5);
 
 /// What names stand for, as it is found out. A resolver may take its time, and a lease must not wait for it.
 #[derive(Debug)]
-pub struct Names(Receiver<(String, Vec<IpNet>)>);
+pub struct Names {
+    news: Receiver<(String, Vec<IpNet>)>,
+    /// As long as this is there, somebody wants to know.
+    _asks: Sender<()>,
+}
 
 impl Names {
     /// Begins to look these up, in the calling thread's network namespace.
@@ -26,14 +29,13 @@ impl Names {
     ///
     /// If there can be no other thread.
     pub fn follow(names: BTreeSet<String>) -> kernel::Result<Self> {
-        let (found, receiver) = sync_channel(16);
+        let (found, news) = sync_channel(16);
+        let (asks, asked) = channel::<()>();
         let follow = move || {
-            loop {
-                thread::sleep(INTERVAL);
+            while asked.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
                 for name in &names {
                     // One that is not answered now still stands for what it did.
                     let Ok(addresses) = resolve(name) else { continue };
-                    // Nobody wants to know any more.
                     if found.send((name.clone(), addresses)).is_err() {
                         return;
                     }
@@ -41,11 +43,11 @@ impl Names {
             }
         };
         signals::thread("names", follow)?;
-        Ok(Self(receiver))
+        Ok(Self { news, _asks: asks })
     }
 
     /// What has been found out since it was asked for.
     pub fn news(&self) -> impl Iterator<Item = (String, Vec<IpNet>)> + '_ {
-        self.0.try_iter()
+        self.news.try_iter()
     }
 }

@@ -12,7 +12,7 @@ use super::{CgroupError, Netns, NetnsError, Target};
 use crate::{
     fault::net::Addresses,
     kernel::{self, netlink::Netlink},
-    spec::{FileError, Peer, read_file},
+    spec::{FileError, Peer, read_file, shown},
 };
 
 /// A file of a million addresses has room in this.
@@ -30,7 +30,7 @@ pub enum PeerError {
         source: io::Error,
     },
     /// A file that cannot be read.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}", shown::name(path))]
     File {
         /// Which.
         path: PathBuf,
@@ -38,7 +38,7 @@ pub enum PeerError {
         source: FileError,
     },
     /// A line of it that means nothing.
-    #[error("{}:{line}: {said}", path.display())]
+    #[error("{}:{line}: {said}", shown::name(path))]
     Line {
         /// Which file.
         path: PathBuf,
@@ -48,7 +48,7 @@ pub enum PeerError {
         said: String,
     },
     /// A peer in it without addresses.
-    #[error("{}:{line}: {error}", path.display())]
+    #[error("{}:{line}: {error}", shown::name(path))]
     Listed {
         /// Which file.
         path: PathBuf,
@@ -111,7 +111,7 @@ pub fn addresses(peer: &Peer, here: u64) -> Result<Addresses, PeerError> {
         Peer::Name(name) => Addresses { networks: resolve(name)?, names: vec![name.clone()] },
         Peer::File(path) => listed(path, here)?,
         Peer::Processes(owner) => {
-            let netns = Netns::of_process(Target::find(owner)?.network(owner)?);
+            let netns = Netns::of_process(Target::find(owner)?.network(owner)?).known()?;
             if netns.inode()? == here {
                 return Err(PeerError::Here { peer: peer.clone() });
             }

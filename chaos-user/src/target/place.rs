@@ -6,24 +6,25 @@ use std::{
     io,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
-        unix::fs::MetadataExt,
+        unix::fs::{MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
 };
 
 use chaos_ebpf::call::Inode;
-use nix::{
-    errno::Errno,
-    fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2},
-};
-use procfs::{FromRead, process::MountInfos};
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 
 use super::{CgroupError, Target};
 use crate::{
     fault::glob,
-    host::{RightsError, Use, rights},
-    kernel::{self, calls::Identifier, throttle::BlockDevice},
-    spec::{DeviceSpec, Invalid, PathSpec},
+    host::{RightsError, Use, mounts, rights},
+    kernel::{
+        self, calls::Identifier, cgroups::leads_nowhere, mappings::Mappings, process::unless_gone, reach,
+        throttle::BlockDevice,
+    },
+    spec::{DeviceSpec, Invalid, PathSpec, shown},
 };
 
 /// A file that is meant, or the directory of those that a glob matches.
@@ -40,6 +41,18 @@ pub enum PlaceError {
         /// Whose root it was looked up in, if not in the caller's own.
         root: Option<u32>,
         /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A file system that does not answer, or of which it is not known what it has there.
+    #[error("--path {path}: {}: {source}{}", shown::name(at), within(root))]
+    Silent {
+        /// What was asked for.
+        path: PathSpec,
+        /// What was looked at for it.
+        at: PathBuf,
+        /// Whose root it was looked up in, if not in the caller's own.
+        root: Option<u32>,
+        /// The kernel's answer, or that there was none.
         source: io::Error,
     },
     /// A glob that is none.
@@ -69,9 +82,6 @@ pub enum PlaceError {
     /// Nor may their roots be looked at.
     #[error("--path: {0}")]
     Rights(#[from] RightsError),
-    /// What is mounted.
-    #[error("read mountinfo: {0}")]
-    Mounts(#[from] procfs::ProcError),
     /// A call to the kernel failed.
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
@@ -94,7 +104,7 @@ fn within(root: &Option<u32>) -> String {
 struct Root {
     /// The process whose root it is; the caller's own if none.
     process: Option<u32>,
-    folder: OwnedFd,
+    folder: Arc<OwnedFd>,
     /// Where file systems are mounted there.
     mounts: Vec<PathBuf>,
 }
@@ -126,11 +136,10 @@ impl Places {
         let mut found = Vec::new();
         let mut missing = None;
         for root in &self.roots {
-            let file = match root.open(Path::new(&spec.path)) {
+            let file = match root.open_meant(spec)? {
                 Ok(file) => file,
-                Err(errno) => {
-                    let source = io::Error::from(errno);
-                    missing = Some(PlaceError::Missing { path: spec.clone(), root: root.process, source });
+                Err(nothing) => {
+                    missing = Some(nothing);
                     continue;
                 }
             };
@@ -142,9 +151,17 @@ impl Places {
                 let Some(first) = below.iter().next() else { continue };
                 let is_meant =
                     pattern.as_ref().is_none_or(|glob| glob::takes(glob, first.as_encoded_bytes()));
-                // One that has gone meanwhile, or cannot be reached, has nothing beneath it.
-                if is_meant && let Ok(file) = root.open(mount) {
-                    found.push((self.kernel.inode(file.as_fd())?, None));
+                if !is_meant {
+                    continue;
+                }
+                match root.open(mount) {
+                    Ok(file) => found.push((self.kernel.inode(file.as_fd())?, None)),
+                    // It has gone meanwhile, or is covered by another.
+                    Err(gone) if leads_nowhere(&gone) => {}
+                    Err(source) => {
+                        let (path, at, root) = (spec.clone(), mount.clone(), root.process);
+                        return Err(PlaceError::Silent { path, at, root, source });
+                    }
                 }
             }
         }
@@ -172,7 +189,7 @@ impl Places {
 
 /// The roots of these processes, each once; the caller's own if there are none.
 fn roots(targets: &[Target]) -> Result<Vec<Root>, PlaceError> {
-    let own = identity("/proc/self").map_err(proc("stat /proc/self/root"))?;
+    let own = identity("/proc/self").map_err(proc("statx /proc/self/root"))?;
     let mut known = BTreeSet::new();
     let mut roots = Vec::new();
     for target in targets {
@@ -180,7 +197,11 @@ fn roots(targets: &[Target]) -> Result<Vec<Root>, PlaceError> {
             let there = identity(&format!("/proc/{process}"));
             // What another root means by a path is not what the own means by it.
             rights::explain(&there, &[Use::Processes])?;
-            let Ok(there) = there else { continue };
+            // There are processes that the kernel keeps even from who may trace all.
+            if there.as_ref().is_err_and(rights::is_refusal) {
+                continue;
+            }
+            let Some(there) = unless_gone(there).map_err(proc("statx /proc/PID/root"))? else { continue };
             if known.insert(there) {
                 roots.push(Root::new((there != own).then_some(process))?);
             }
@@ -201,15 +222,15 @@ pub fn devices_of(spec: &PathSpec, targets: &[Target]) -> Result<BTreeSet<BlockD
     let mut found = BTreeSet::new();
     let mut missing = None;
     for root in roots(targets)? {
-        let file = match root.open(Path::new(&spec.path)) {
-            Ok(file) => File::from(file),
-            Err(errno) => {
-                let source = io::Error::from(errno);
-                missing = Some(PlaceError::Missing { path: spec.clone(), root: root.process, source });
+        let file = match root.open_meant(spec)? {
+            Ok(file) => file,
+            Err(nothing) => {
+                missing = Some(nothing);
                 continue;
             }
         };
-        let number = file.metadata().map_err(proc("fstat"))?.dev();
+        let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let (number, _) = mounts::identity(Path::new(&link)).map_err(proc("statx"))?;
         let device = BlockDevice { major: libc::major(number), minor: libc::minor(number) };
         // Those of kernel file systems, of overlays and of btrfs.
         if device.major == 0 {
@@ -224,27 +245,53 @@ pub fn devices_of(spec: &PathSpec, targets: &[Target]) -> Result<BTreeSet<BlockD
 }
 
 /// What tells the root and the mounts of processes apart: the mount namespace, and the root directory in it.
-fn identity(process: &str) -> io::Result<(u64, u64, u64)> {
-    let namespace = fs::metadata(format!("{process}/ns/mnt"))?.ino();
-    let root = fs::metadata(format!("{process}/root"))?;
-    Ok((namespace, root.dev(), root.ino()))
+fn identity(process: &str) -> io::Result<[(u64, u64); 2]> {
+    let of = |name| mounts::identity(Path::new(&format!("{process}/{name}")));
+    Ok([of("ns/mnt")?, of("root")?])
 }
 
 impl Root {
     fn new(process: Option<u32>) -> Result<Self, PlaceError> {
         let name = process.map_or_else(|| "self".into(), |pid| pid.to_string());
-        let folder = File::open(format!("/proc/{name}/root")).map_err(proc("open /proc/PID/root"))?.into();
-        let table = MountInfos::from_file(format!("/proc/{name}/mountinfo"))?;
-        let mounts = table.into_iter().map(|mount| mount.mount_point).collect();
-        Ok(Self { process, folder, mounts })
+        let mut folder = File::options();
+        let folder = folder
+            .read(true)
+            .custom_flags(libc::O_PATH)
+            .open(format!("/proc/{name}/root"))
+            .map_err(proc("open /proc/PID/root"))?;
+        let table =
+            mounts::of(Path::new(&format!("/proc/{name}"))).map_err(proc("read /proc/PID/mountinfo"))?;
+        let mounts = table.into_iter().map(|mount| mount.point).collect();
+        Ok(Self { process, folder: Arc::new(folder.into()), mounts })
     }
 
     /// Opens what is there, links followed within this root, without asking for anything but where it is.
-    fn open(&self, path: &Path) -> Result<OwnedFd, Errno> {
+    fn open(&self, path: &Path) -> io::Result<OwnedFd> {
+        /// How long the file systems on the way may take.
+        const PATIENCE: Duration = Duration::from_millis(500);
         let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC);
-        match self.process {
-            None => openat2(AT_FDCWD, path, how),
-            Some(_) => openat2(self.folder.as_fd(), path, how.resolve(ResolveFlag::RESOLVE_IN_ROOT)),
+        let (root, wanted) = (self.process.map(|_| Arc::clone(&self.folder)), path.to_owned());
+        let open = move || match root {
+            None => openat2(AT_FDCWD, &wanted, how),
+            Some(root) => openat2(&*root, &wanted, how.resolve(ResolveFlag::RESOLVE_IN_ROOT)),
+        };
+        let opened = reach::one(PATIENCE, open).map_err(|error| error.source)?;
+        Ok(opened.ok_or_else(|| io::Error::other("a file system on the way does not answer"))??)
+    }
+
+    /// The same of what was asked for; what there is instead if it is not here.
+    ///
+    /// # Errors
+    ///
+    /// [`PlaceError::Silent`] if that is not known.
+    fn open_meant(&self, spec: &PathSpec) -> Result<Result<OwnedFd, PlaceError>, PlaceError> {
+        let (path, root, at) = (spec.clone(), self.process, PathBuf::from(&spec.path));
+        match self.open(&at) {
+            Ok(file) => Ok(Ok(file)),
+            Err(source) if source.raw_os_error().is_none() => {
+                Err(PlaceError::Silent { path, at, root, source })
+            }
+            Err(source) => Ok(Err(PlaceError::Missing { path, root, source })),
         }
     }
 }
@@ -253,10 +300,8 @@ impl Root {
 fn loader() -> Result<Option<PathBuf>, PlaceError> {
     // SAFETY: takes a number, returns one.
     let base = unsafe { libc::getauxval(libc::AT_BASE) };
-    let maps = fs::read_to_string("/proc/self/maps").map_err(proc("read /proc/self/maps"))?;
-    let start = format!("{base:x}-");
-    let line = maps.lines().find(|line| base != 0 && line.starts_with(&start));
-    Ok(line.and_then(|line| line.find('/').map(|at| PathBuf::from(&line[at..]))))
+    let maps = Mappings::of(std::process::id()).map_err(proc("read /proc/self/maps"))?;
+    Ok(maps.name_at(base).map(PathBuf::from))
 }
 
 /// The kernel's number of a device.

@@ -4,6 +4,7 @@ use std::{
     fmt, fs, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     process,
+    time::{Duration, Instant},
 };
 
 use chaos_ebpf::{
@@ -11,7 +12,11 @@ use chaos_ebpf::{
     packet::protocol,
 };
 
-use crate::kernel::{Error, Result};
+use crate::kernel::{
+    Error, Result,
+    process::{Stat, unless_gone},
+    reach,
+};
 
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
@@ -107,40 +112,37 @@ pub struct SshSession {
 fn ssh_session(unasked: &mut Option<u32>) -> Result<Option<SshSession>> {
     let mut process = process::id();
     while process > 1 {
-        let path = format!("/proc/{process}/environ");
-        match unless_gone(fs::read(&path)) {
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                unasked.get_or_insert(process);
-            }
-            text => {
-                let text = text.map_err(|source| Error::new("read", path, source))?;
-                if let Some(session) = text.and_then(|text| in_environment(&text)) {
+        let stat = Stat::of_process(process);
+        let stat = stat.map_err(|source| Error::new("read", format!("/proc/{process}/stat"), source))?;
+        // One that has ended, or is not to be seen from here.
+        let Some(Stat { parent, .. }) = stat else { break };
+        match environment_of(process)? {
+            Some(text) => {
+                if let Some(session) = in_environment(&text) {
                     return Ok(Some(session));
                 }
             }
+            None => drop(unasked.get_or_insert(process)),
         }
-        let path = format!("/proc/{process}/stat");
-        let stat =
-            unless_gone(fs::read_to_string(&path)).map_err(|source| Error::new("read", path, source))?;
-        match stat.and_then(|stat| parent(&stat)) {
-            Some(parent) => process = parent,
-            None => break,
-        }
+        process = parent;
     }
     Ok(None)
 }
 
-/// What was read of a process; nothing of one that has ended, or is not to be seen from here.
-fn unless_gone<T>(read: io::Result<T>) -> io::Result<Option<T>> {
-    match read {
-        Err(gone) if matches!(gone.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => Ok(None),
-        read => read.map(Some),
+/// The environment of a process, none if it has ended; nothing if it may not be known, or is not told in time: where it lies, and who
+/// is asked for it, the process chooses.
+fn environment_of(process: u32) -> Result<Option<Vec<u8>>> {
+    const PATIENCE: Duration = Duration::from_millis(200);
+    let path = format!("/proc/{process}/environ");
+    let read = reach::each([path.clone()], Instant::now() + PATIENCE, || false, fs::read)?;
+    match read.into_iter().flatten().next() {
+        Some(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => Ok(None),
+        Some(read) => {
+            let text = unless_gone(read).map_err(|source| Error::new("read", path, source))?;
+            Ok(Some(text.unwrap_or_default()))
+        }
+        None => Ok(None),
     }
-}
-
-/// The fourth field; the second, the name in parentheses, may hold anything.
-fn parent(stat: &str) -> Option<u32> {
-    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// `SSH_CONNECTION=CLIENT PORT SERVER PORT`.
@@ -169,7 +171,6 @@ mod tests {
         for text in [&b""[..], b"SSH_CONNECTION=", b"XSSH_CONNECTION=1 2 3 4", b"SSH_CONNECTION=a 1 b 2"] {
             assert_eq!(session(text), None);
         }
-        assert_eq!(parent("42 (a (b) c) S 7 42 42 0"), Some(7));
     }
 
     #[test]
@@ -180,9 +181,9 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_not_found_is_gone() {
-        let error = |errno| Err::<(), _>(io::Error::from_raw_os_error(errno));
-        assert!(matches!(unless_gone(error(libc::ENOENT)), Ok(None)));
-        assert!(unless_gone(error(libc::EMFILE)).is_err());
+    fn the_own_environment_is_found() {
+        let found = environment_of(process::id()).expect("a thread").expect("its own");
+        let is_there = |name: &str| found.split(|byte| *byte == 0).any(|it| it.starts_with(name.as_bytes()));
+        assert!(std::env::vars().next().is_none_or(|(name, _)| is_there(&format!("{name}="))));
     }
 }

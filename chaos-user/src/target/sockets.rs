@@ -2,14 +2,25 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
+    fs, io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
+    os::unix::ffi::OsStrExt,
 };
 
 use chaos_ebpf::packet::protocol;
 use procfs::{
-    ProcResult,
+    ProcError, ProcResult,
     net::{TcpNetEntry, TcpState, UdpNetEntry},
-    process::{FDTarget, Process, all_processes},
+};
+
+use crate::{
+    host::{Use, rights},
+    kernel::{
+        Error, Result,
+        process::{self, unless_gone},
+    },
+    spec::shown,
 };
 
 /// A process by what it is called.
@@ -38,27 +49,30 @@ pub struct Flow {
 }
 
 /// What these processes are called. Those that have ended meanwhile are left out.
-#[must_use]
-pub fn names(processes: &[u32]) -> Vec<Named> {
-    let of = |pid: &u32| Some(named(&Process::new(pid.cast_signed()).ok()?));
-    processes.iter().filter_map(of).collect()
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn names(processes: &[u32]) -> Result<Vec<Named>> {
+    processes.iter().filter_map(|pid| named(*pid).transpose()).collect()
 }
 
-fn named(process: &Process) -> Named {
-    let name = process.stat().map(|stat| stat.comm).unwrap_or_default();
-    Named { pid: process.pid().cast_unsigned(), name }
+fn named(pid: u32) -> Result<Option<Named>> {
+    let path = format!("/proc/{pid}/comm");
+    let name = unless_gone(fs::read(&path)).map_err(|source| Error::new("read", path, source))?;
+    let text = |name: &[u8]| shown::name(OsStr::from_bytes(name.strip_suffix(b"\n").unwrap_or(name)));
+    Ok(name.map(|name| Named { pid, name: text(&name) }))
 }
 
 /// The open TCP and UDP sockets of the calling thread's network namespace: those of these processes, or all.
 ///
 /// # Errors
 ///
-/// If `/proc` is not mounted.
-pub fn flows(of: Option<&[u32]>) -> ProcResult<Vec<Flow>> {
+/// The kernel's.
+pub fn flows(of: Option<&[u32]>) -> Result<Vec<Flow>> {
     let owners = owners(of)?;
-    // A table that this kernel lacks, for IPv6 say, has nothing in it.
-    let tcp = [procfs::net::tcp(), procfs::net::tcp6()].into_iter().flat_map(Result::unwrap_or_default);
-    let udp = [procfs::net::udp(), procfs::net::udp6()].into_iter().flat_map(Result::unwrap_or_default);
+    let tcp = table("tcp", procfs::net::tcp())?.into_iter().chain(table("tcp6", procfs::net::tcp6())?);
+    let udp = table("udp", procfs::net::udp())?.into_iter().chain(table("udp6", procfs::net::udp6())?);
     // A connection that nobody has any more only waits for its last packets.
     let tcp = tcp.filter(|entry| entry.state != TcpState::TimeWait).map(
         |TcpNetEntry { local_address, remote_address, inode, state, .. }| {
@@ -83,6 +97,17 @@ pub fn flows(of: Option<&[u32]>) -> ProcResult<Vec<Flow>> {
     Ok(flows)
 }
 
+/// A table that this kernel lacks, for IPv6 say, has nothing in it.
+fn table<T>(name: &str, read: ProcResult<Vec<T>>) -> Result<Vec<T>> {
+    let error = |source| Err(Error::new("read", format!("/proc/net/{name}"), source));
+    match read {
+        Ok(entries) => Ok(entries),
+        Err(ProcError::NotFound(_)) => Ok(Vec::new()),
+        Err(ProcError::Io(source, _)) => error(source),
+        Err(other) => error(io::Error::other(other)),
+    }
+}
+
 /// IPv4 as such, also where it was in an IPv6 socket.
 fn plain(address: SocketAddr) -> SocketAddr {
     match address.ip() {
@@ -91,22 +116,62 @@ fn plain(address: SocketAddr) -> SocketAddr {
     }
 }
 
-/// The process of each socket, by the socket's inode number.
-fn owners(of: Option<&[u32]>) -> ProcResult<BTreeMap<u64, Named>> {
-    let processes: Vec<Process> = match of {
-        Some(processes) => processes.iter().filter_map(|pid| Process::new(pid.cast_signed()).ok()).collect(),
-        None => all_processes()?.flatten().collect(),
+/// The process of each socket, by the socket's inode number: of these processes, or of all that may be looked at.
+fn owners(of: Option<&[u32]>) -> Result<BTreeMap<u64, Named>> {
+    let error = |call, path: &str, source| Error::new(call, path, source);
+    let all = match of {
+        Some(_) => Vec::new(),
+        None => process::numbers().map_err(|source| error("readdir", "/proc", source))?,
     };
     let mut owners = BTreeMap::new();
-    for process in processes {
-        // Processes end at any time.
-        let Ok(files) = process.fd() else { continue };
-        let name = named(&process);
-        for file in files.flatten() {
-            if let FDTarget::Socket(inode) = file.target {
-                owners.insert(inode, name.clone());
+    for pid in of.unwrap_or(&all) {
+        let path = format!("/proc/{pid}/fd");
+        let sockets = match sockets(&path) {
+            // There are processes that the kernel keeps even from who may trace all. Where all are asked for that is no error.
+            Err(hidden) if rights::is_refusal(&hidden) && (of.is_none() || Use::Processes.is_allowed()) => {
+                continue;
             }
+            sockets => sockets.map_err(|source| error("readlink", &path, source))?,
+        };
+        if let (false, Some(name)) = (sockets.is_empty(), named(*pid)?) {
+            owners.extend(sockets.into_iter().map(|inode| (inode, name.clone())));
         }
     }
     Ok(owners)
+}
+
+/// The inode numbers of the sockets that a process has open. Files are closed at any time, and so is all that an ending process has.
+fn sockets(path: &str) -> io::Result<Vec<u64>> {
+    let mut sockets = Vec::new();
+    for file in unless_gone(fs::read_dir(path))?.into_iter().flatten() {
+        let target = unless_gone(file.and_then(|file| fs::read_link(file.path())))?;
+        sockets.extend(target.and_then(|target| socket(target.to_str()?)));
+    }
+    Ok(sockets)
+}
+
+/// The inode number of a socket, from what its descriptor leads to.
+fn socket(target: &str) -> Option<u64> {
+    target.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::TcpListener, os::fd::AsRawFd};
+
+    use super::*;
+
+    #[test]
+    fn the_own_one_is_found() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a socket");
+        let local = listener.local_addr().expect("an address");
+        let link = format!("/proc/self/fd/{}", listener.as_raw_fd());
+        let inode = fs::read_link(link).expect("its link").to_str().and_then(socket).expect("an inode");
+        let own = std::process::id();
+        assert_eq!(owners(Some(&[own])).expect("a list")[&inode].pid, own);
+        let found = flows(Some(&[own])).expect("a list");
+        assert!(found.iter().any(|flow| flow.local == local && !flow.stands), "{found:?}");
+        // Who is gone has none.
+        assert!(flows(Some(&[u32::MAX >> 1])).expect("a list").is_empty());
+    }
 }

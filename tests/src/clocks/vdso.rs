@@ -97,7 +97,7 @@ impl Image {
     ///
     /// If there is none, or it cannot be read.
     pub fn of(pid: u32) -> Result<Self> {
-        let (start, end) = range(pid)?;
+        let (start, end) = vdso_range(pid)?;
         let path = format!("/proc/{pid}/mem");
         let memory = File::open(&path).context(&path)?;
         let mut bytes = vec![0; (end - start) as usize];
@@ -132,12 +132,23 @@ impl Image {
     }
 }
 
+/// Where the function of this process's lies that reads a clock; nowhere if there is none.
+#[must_use]
+pub fn vdso_function() -> Option<usize> {
+    functions().map(|functions| functions.clock_gettime as usize)
+}
+
 /// Where a process has it.
-fn range(pid: u32) -> Result<(u64, u64)> {
+///
+/// # Errors
+///
+/// If it has ended, or has none.
+pub fn vdso_range(pid: u32) -> Result<(u64, u64)> {
     let path = format!("/proc/{pid}/maps");
     let maps = fs::read_to_string(&path).context(&path)?;
-    let line =
-        maps.lines().find(|line| line.ends_with("[vdso]")).context(format_args!("no vDSO in {path}"))?;
+    // A file may be called so as well, and its path has a slash.
+    let is_vdso = |line: &&str| line.split_whitespace().skip(5).eq(["[vdso]"]);
+    let line = maps.lines().find(is_vdso).context(format_args!("no vDSO in {path}"))?;
     let ends = line.split(' ').next().and_then(|ends| ends.split_once('-')).context(line)?;
     let number = |digits| u64::from_str_radix(digits, 16).context(line);
     Ok((number(ends.0)?, number(ends.1)?))
@@ -149,7 +160,7 @@ fn range(pid: u32) -> Result<(u64, u64)> {
 ///
 /// If there is none.
 pub fn remove_vdso() -> Result {
-    let (start, end) = range(process::id())?;
+    let (start, end) = vdso_range(process::id())?;
     // SAFETY: nothing is called in there from now on, as the caller promises.
     let result = unsafe { libc::munmap(start as *mut libc::c_void, (end - start) as usize) };
     check(result.into(), "munmap(vDSO)").map(drop)

@@ -102,7 +102,7 @@ fn tuned_of(netns: &Netns, netlink: &mut Netlink, link: &Link) -> Result<Vec<Str
     let (index, name) = (link.index, &link.name);
     let wanted = [SEGMENTATION, CHECKSUMS].concat();
     let features = netns.run(|| Ok(Ethtool::open(index)?.features(&wanted)?))?;
-    let on: Vec<String> = features.into_iter().filter(|(_, on)| *on).map(|(name, _)| name).collect();
+    let on: Vec<String> = features.into_iter().filter(|it| it.asked).map(|it| it.name).collect();
     let mut lines = vec![format!("features of {name}: {}", on.join(" "))];
     if !netlink.qdiscs(index)?.iter().any(|qdisc| qdisc.kind == "clsact") {
         return Ok(lines);

@@ -8,7 +8,10 @@ use std::{
     process::{Command, Stdio},
 };
 
-use chaos_user::kernel::ethtool::{Ethtool, Feature, SEGMENTATION};
+use chaos_user::{
+    kernel::ethtool::{Ethtool, Feature, SEGMENTATION},
+    session::FORMAT,
+};
 use nix::{
     fcntl::{Flock, FlockArg},
     sys::{
@@ -55,7 +58,7 @@ pub(super) fn dead(scene: &Scene) -> Result<(PathBuf, Vec<Feature>)> {
     fault.kill(Signal::SIGKILL)?;
     ensure!(fault.wait(PATIENCE)?.code.is_none(), "it was not killed");
     let off = features(&scene.lab.near, NEAR_DEVICE)?;
-    ensure!(before != off && off.iter().all(|(_, on)| !on), "not switched off: {off:?}");
+    ensure!(before != off && off.iter().all(|feature| !feature.asked), "not switched off: {off:?}");
     Ok((Path::new(RECORDS).join(format!("{}.json", id(&armed)?)), before))
 }
 
@@ -180,11 +183,12 @@ fn not_understood() -> Result {
         lines.join("\n") + "\n"
     };
     let change = lines.iter().position(|line| line.contains("\"change\"")).context("no change")?;
-    let newer = lines[0].replacen("\"format\":1", "\"format\":2", 1);
+    let format = |number: u32| format!("\"format\":{number}");
+    let newer = lines[0].replacen(&format(FORMAT), &format(FORMAT + 1), 1);
     let changed = lines[change].replacen("\"version\":1", "\"version\":2", 1);
     let family = lines[change].replacen("\"family\":\"net\"", "\"family\":\"memory\"", 1);
     let cases = [
-        ("format 2", put(0, &newer)),
+        (&*format!("format {}", FORMAT + 1), put(0, &newer)),
         ("line 1 is damaged", put(0, &lines[0][..20])),
         ("version 2", put(change, &changed)),
         ("\"memory\"", put(change, &family)),
@@ -202,7 +206,7 @@ fn not_understood() -> Result {
         }
         ensure!(fs::read_to_string(&record).context("read")? == text, "{says}: it was changed");
         let off = features(&scene.lab.near, NEAR_DEVICE)?;
-        ensure!(off.iter().all(|(_, on)| !on), "{says}: half taken back: {off:?}");
+        ensure!(off.iter().all(|feature| !feature.asked), "{says}: half taken back: {off:?}");
     }
     fs::write(&record, &whole).context("write")?;
     swept(&record)?;

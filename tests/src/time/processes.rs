@@ -32,8 +32,8 @@ pub(super) const TESTS: &[Test] = &[
     Test::new("time::who_ends_is_no_error", ends).needs(NEEDS).timeout(90).slow().once(),
 ];
 
-pub(super) const OFFSET: &str = "--offset 1h";
-pub(super) const SKEW: i64 = 3_600 * SECOND;
+pub(crate) const OFFSET: &str = "--offset 1h";
+pub(crate) const SKEW: i64 = 3_600 * SECOND;
 /// Programs that a process becomes, one after the other.
 const EXECS: u32 = 40;
 /// Within this time somebody who has come is met.

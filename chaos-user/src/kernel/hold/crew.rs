@@ -11,7 +11,7 @@ use std::{
         mpsc,
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use chaos_ebpf::time::ExecEvent;
@@ -21,13 +21,16 @@ use nix::{
 };
 
 use super::{Claim, Events, Holds};
-use crate::kernel::{Error, Result};
+use crate::kernel::{Error, Result, reach};
 
 /// Most threads: as many, less one, are held at once, and each is waked by each program that is executed.
 const MOST: usize = 8;
 
 /// How often a thread looks whether it is to end.
 const PATIENCE: Duration = Duration::from_millis(50);
+
+/// How long their ends may take.
+const LONGEST: Duration = Duration::from_secs(1);
 
 /// The threads; they end when this is dropped.
 pub struct Crew {
@@ -113,9 +116,7 @@ pub fn first() {
 impl Drop for Crew {
     fn drop(&mut self) {
         self.ends.store(true, Ordering::Relaxed);
-        for thread in self.threads.drain(..) {
-            // One that panicked has said so.
-            let _ = thread.join();
-        }
+        // One may be kept by the program that it sees to.
+        reach::join(self.threads.drain(..), Instant::now() + LONGEST);
     }
 }

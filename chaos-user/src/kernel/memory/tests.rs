@@ -1,6 +1,10 @@
 //! With processes that are begun for it.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::Instant,
+};
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -8,6 +12,7 @@ use nix::{
 };
 
 use super::*;
+use crate::kernel::change::LONGEST;
 use crate::kernel::{
     stop::tests::{Subject, until, waits_for_its_child},
     vdso::{Image, Kind, Piece},
@@ -19,13 +24,17 @@ fn patch(token: u64) -> Patch {
     Image::own().expect("a vDSO").patch(Kind::Skew, own + token).expect("a patch")
 }
 
+fn process(subject: &Subject) -> Process {
+    Process::find(subject.pid).expect("its stat").expect("a process")
+}
+
 fn memory(subject: &Subject) -> Memory {
     Memory::open(subject.pid).expect("its memory")
 }
 
 /// Stops it, at last: on a busy machine that may take more than one try.
 fn change(subject: &Subject, patch: &Patch) {
-    until("it is changed", || match Changed::new(memory(subject), patch, None) {
+    until("it is changed", || match Changed::new(process(subject), patch, &|| false) {
         Err(error) => {
             assert!(error.is_passing(), "{error}");
             false
@@ -34,8 +43,12 @@ fn change(subject: &Subject, patch: &Patch) {
     });
 }
 
+fn undo(change: &VdsoChange) -> super::super::Result<()> {
+    change.undo(Instant::now() + LONGEST)
+}
+
 fn take_back(change: &VdsoChange) {
-    until("all is taken back", || change.undo().is_ok());
+    until("all is taken back", || undo(change).is_ok());
     assert_eq!(change.left().expect("processes"), Vec::<u32>::new());
 }
 
@@ -77,7 +90,7 @@ fn what_was_begun_while_a_program_was_held_is_ended_while_it_is_stopped() {
         let subject = idles();
         let left = AtomicUsize::new(looks);
         let is_held = || is_left(&left);
-        let done = Changed::new(memory(&subject), &patch, Some(&is_held));
+        let done = Changed::held(memory(&subject), &patch, &is_held);
         assert!(matches!(done, Err(ClockError::LetGo)), "{looks} looks: {done:?}");
         let expected: Vec<_> = (0..all).map(|entry| entry + 1 < looks).collect();
         assert_eq!(entries(&memory(&subject), &patch), expected, "{looks} looks");
@@ -89,7 +102,7 @@ fn what_was_begun_while_a_program_was_held_is_ended_while_it_is_stopped() {
         assert_eq!(entries(&memory(&subject), &patch), vec![false; all]);
     }
     let subject = idles();
-    assert!(Changed::new(memory(&subject), &patch, Some(&|| true)).is_ok());
+    assert!(Changed::held(memory(&subject), &patch, &|| true).is_ok());
     assert_eq!(entries(&memory(&subject), &patch), vec![true; all]);
     take_back(&VdsoChange::of(&patch));
 }
@@ -100,7 +113,7 @@ fn what_was_begun_is_taken_back() {
     let subject = idles();
     let looks = AtomicUsize::new(2);
     let is_held = || is_left(&looks);
-    let done = Changed::new(memory(&subject), &patch, Some(&is_held));
+    let done = Changed::held(memory(&subject), &patch, &is_held);
     assert!(matches!(done, Err(ClockError::LetGo)), "{done:?}");
     assert_eq!(VdsoChange::of(&patch).left().expect("processes"), [subject.pid]);
     take_back(&VdsoChange::of(&patch));
@@ -118,15 +131,15 @@ fn who_is_another_s_to_trace_keeps_nobody_waiting() {
     // SAFETY: integers, two of which say nothing.
     assert_eq!(unsafe { libc::ptrace(libc::PTRACE_SEIZE, number.as_raw(), 0, 0) }, 0);
     until("the other is as it was", || {
-        all.undo().is_err() && all.left().is_ok_and(|left| left == [taken.pid])
+        undo(&all).is_err() && all.left().is_ok_and(|left| left == [taken.pid])
     });
     let begun = Instant::now();
-    let undone = all.undo();
+    let undone = undo(&all);
     assert!(
         undone.as_ref().is_err_and(|error| error.to_string().contains(&taken.pid.to_string())),
         "{undone:?}"
     );
-    assert!(begun.elapsed() < LONG / 2, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < LONGEST / 2, "{:?}", begun.elapsed());
     // Its end is its end, traced or not.
     kill(number, Signal::SIGKILL).expect("a signal");
     drop(taken);
@@ -140,7 +153,7 @@ fn who_waits_in_the_kernel_for_a_moment_is_waited_for() {
     let subject = Subject::begin(waits_for_its_child);
     let child = Pid::from_raw(subject.other());
     // Neither can be stopped while there are both.
-    assert!(Changed::new(memory(&subject), &patch, None).is_err());
+    assert!(Changed::new(process(&subject), &patch, &|| false).is_err());
     put(&memory(&subject), &patch, &|| true).expect("its memory");
     let all = VdsoChange::of(&patch);
     let undone = thread::scope(|scope| {
@@ -148,7 +161,7 @@ fn who_waits_in_the_kernel_for_a_moment_is_waited_for() {
             thread::sleep(MOMENT);
             kill(child, Signal::SIGKILL).expect("a signal");
         });
-        all.undo()
+        undo(&all)
     });
     assert!(undone.is_ok(), "{undone:?}");
     assert_eq!(all.left().expect("processes"), Vec::<u32>::new());

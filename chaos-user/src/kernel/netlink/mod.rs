@@ -4,28 +4,34 @@
 //! attributes asked for: a newer kernel's unknown attribute in a message of forty must not fail a look-up by name.
 
 mod diag;
+mod generic;
 mod link;
 mod tc;
 #[cfg(test)]
 mod tests;
 
-use std::{io, os::fd::BorrowedFd};
+use std::{
+    ffi::OsStr,
+    io,
+    os::{fd::BorrowedFd, unix::ffi::OsStrExt},
+};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE,
     NLMSG_ERROR, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
     NlasIterator,
 };
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::sched::{CloneFlags, setns};
 
+pub(super) use self::generic::{Attributes, Generic};
 pub use self::{
     diag::{Connection, Connections},
     link::{Link, Quiet, Veth},
     tc::{BpfFilter, Direction, Filter, Qdisc, ROOT},
 };
 use super::{Error, Result, own_thread};
+use crate::spec::shown;
 
 /// Length of `struct nlmsghdr`, which an error repeats.
 const HEADER: usize = 16;
@@ -84,9 +90,9 @@ impl Netlink {
     }
 
     /// Sends a request, waits for its acknowledgement, and returns what was answered before it.
-    fn request(
+    fn request<M: NetlinkSerializable>(
         &mut self,
-        message: RouteNetlinkMessage,
+        message: M,
         flags: u16,
         call: &'static str,
         object: &str,
@@ -206,12 +212,18 @@ fn explanation(kind: u16, flags: u16, payload: &[u8]) -> Option<String> {
 }
 
 /// The value of the first attribute of this kind.
-fn attribute(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
-    let found = NlasIterator::new(attributes)
-        .map_while(std::result::Result::ok)
-        .find(|attribute| attribute.kind() == wanted)?;
-    let end = usize::from(found.length());
-    found.into_inner().get(4..end)
+pub(super) fn attribute(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    nested(attributes, wanted).next()
+}
+
+/// The values of all attributes of this kind.
+pub(super) fn nested(attributes: &[u8], wanted: u16) -> impl Iterator<Item = &[u8]> {
+    let all = NlasIterator::new(attributes).map_while(std::result::Result::ok);
+    let found = all.filter(move |attribute| attribute.kind() == wanted);
+    found.filter_map(|attribute| {
+        let end = usize::from(attribute.length());
+        attribute.into_inner().get(4..end)
+    })
 }
 
 fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
@@ -222,7 +234,7 @@ fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
     bytes.get(offset..)?.first_chunk().map(|number| u32::from_ne_bytes(*number))
 }
 
-/// A text attribute, without the zero at its end.
-fn text(value: &[u8]) -> String {
-    String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned()
+/// A text attribute, without the zero at its end, as a name that no other has.
+pub(super) fn text(value: &[u8]) -> String {
+    shown::name(OsStr::from_bytes(value.strip_suffix(&[0]).unwrap_or(value)))
 }

@@ -2,13 +2,14 @@
 //! the own, by programs that change nothing.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     io,
     os::{
         fd::{AsFd, OwnedFd},
-        unix::fs::MetadataExt,
+        unix::{ffi::OsStrExt, fs::MetadataExt},
     },
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     process,
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -16,10 +17,13 @@ use std::{
 use aya_obj::generated::{bpf_attach_type, bpf_func_id, bpf_prog_type};
 
 use super::{Answer, M, Refusal, insn::Code, mounts};
-use crate::kernel::{
-    Error, Result,
-    sys::{self, Program, Target},
-    throttle,
+use crate::{
+    kernel::{
+        Error, Result,
+        sys::{self, Program, Target},
+        throttle,
+    },
+    spec::shown,
 };
 
 /// Of the cgroup's name; the rest is the PID, and a number of the process's own.
@@ -51,7 +55,7 @@ pub(super) fn probe() -> Vec<(M, Answer)> {
     let limits = if cgroup.is_ours { io_max(&cgroup.path) } else { io_max_of_others(&root) };
     let note = if cgroup.is_ours { "" } else { "; no cgroup can be made there, and none need be" };
     vec![
-        (M::CgroupV2, Ok(Some(format!("at {}{note}", root.display())))),
+        (M::CgroupV2, Ok(Some(format!("at {}{note}", shown::name(&root))))),
         (M::CgroupSkb, answer(cgroup.skb())),
         (M::CgroupConnect, answer(cgroup.connect())),
         (M::CgroupSock, answer(cgroup.sock())),
@@ -86,10 +90,10 @@ fn io_max_of_others(root: &Path) -> Answer {
     match File::options().write(true).open(&path) {
         Ok(_) => Ok(works),
         Err(error) if error.raw_os_error() == Some(libc::EROFS) => {
-            let cause = format!("{} is read-only here", path.display());
+            let cause = format!("{} is read-only here", shown::name(&path));
             Err(Refusal::Missing { cause, remedy: Some("mount cgroup2 for writing".into()) })
         }
-        Err(source) => Err(Error::new("open", path.display().to_string(), source).into()),
+        Err(source) => Err(Error::new("open", shown::name(&path), source).into()),
     }
 }
 
@@ -117,21 +121,21 @@ impl Cgroup {
             let path = root.join(format!("{PREFIX}{}-{number}", process::id()));
             match fs::create_dir(&path) {
                 Err(source) if source.kind() == io::ErrorKind::AlreadyExists => continue,
-                made => made.map_err(|source| Error::new("mkdir", path.display().to_string(), source))?,
+                made => made.map_err(|source| Error::new("mkdir", shown::name(&path), source))?,
             }
             if let Some(cgroup) = Self::locked(path)? {
                 return Ok(cgroup);
             }
         }
         let source = io::ErrorKind::AlreadyExists.into();
-        Err(Error::new("mkdir", root.join(PREFIX).display().to_string(), source))
+        Err(Error::new("mkdir", shown::name(&root.join(PREFIX)), source))
     }
 
     /// Nothing if somebody else has taken it for stale, before it was locked.
     fn locked(path: PathBuf) -> Result<Option<Self>> {
         let error = |call, source| {
             let _ = fs::remove_dir(&path);
-            Error::new(call, path.display().to_string(), source)
+            Error::new(call, shown::name(&path), source)
         };
         let directory = match File::open(&path) {
             Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -148,12 +152,13 @@ impl Cgroup {
 
     /// That of this process; the topmost that is to be seen, if that lies elsewhere.
     fn own(root: &Path) -> Result<Self> {
-        let own = fs::read_to_string(OWN).map_err(|source| Error::new("open", OWN, source))?;
-        let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+        let own = fs::read(OWN).map_err(|source| Error::new("open", OWN, source))?;
+        let own = own.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"0::/"));
+        let own = Path::new(OsStr::from_bytes(own.unwrap_or_default()));
+        let is_outside = own.components().any(|part| part == Component::ParentDir);
         let inside = root.join(own);
-        let path = if own.contains("..") || !inside.is_dir() { root.to_owned() } else { inside };
-        let directory =
-            File::open(&path).map_err(|source| Error::new("open", path.display().to_string(), source))?;
+        let path = if is_outside || !inside.is_dir() { root.to_owned() } else { inside };
+        let directory = File::open(&path).map_err(|source| Error::new("open", shown::name(&path), source))?;
         Ok(Self { path, directory, is_ours: false })
     }
 

@@ -2,7 +2,6 @@
 
 use std::{
     ffi::CString,
-    fs,
     hint::black_box,
     os::fd::{AsFd, OwnedFd},
 };
@@ -18,6 +17,7 @@ use super::{
 };
 use crate::kernel::{
     Error,
+    mappings::Mappings,
     sys::{self, Program},
 };
 
@@ -153,32 +153,7 @@ extern "C" fn probed(number: u64) -> u64 {
 /// Where the code at an address lies in our binary.
 fn file_offset(address: u64) -> Result<u64, Refusal> {
     const MAPS: &str = "/proc/self/maps";
-    let maps = fs::read_to_string(MAPS).map_err(|source| Error::new("open", MAPS, source))?;
-    offset_in(&maps, address)
+    let maps = Mappings::of(std::process::id()).map_err(|source| Error::new("open", MAPS, source))?;
+    maps.offset_of(address)
         .ok_or_else(|| Refusal::Untried(format!("not tried: {MAPS} does not hold our own code")))
-}
-
-/// `55e0c000-55e0d000 r-xp 00001000 08:01 1234 /path`
-fn offset_in(maps: &str, address: u64) -> Option<u64> {
-    let hex = |text| u64::from_str_radix(text, 16).ok();
-    maps.lines().find_map(|line| {
-        let mut words = line.split_whitespace();
-        let (start, end) = words.next()?.split_once('-')?;
-        let (start, end) = (hex(start)?, hex(end)?);
-        let offset = hex(words.nth(1)?)?;
-        (start..end).contains(&address).then(|| address - start + offset)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_is_found_in_its_file() {
-        let maps = "55e000-55f000 r--p 00000000 08:01 1 /bin/x\n55f000-560000 r-xp 00001000 08:01 1 /bin/x\n";
-        assert_eq!(offset_in(maps, 0x55f123), Some(0x1123));
-        assert_eq!(offset_in(maps, 0x560000), None);
-        assert_eq!(offset_in("nonsense\n", 0), None);
-    }
 }

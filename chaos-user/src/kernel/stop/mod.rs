@@ -1,28 +1,24 @@
 //! Processes that stand still for a moment, so that the code they run can be changed. It is done by ptrace, which the
 //! kernel itself ends should the caller die: its tracees go on as if nothing had been.
 
+mod partners;
 mod task;
 mod thread;
+mod tracer;
+mod turn;
 
 use std::{
-    cell::Cell,
     collections::BTreeSet,
     io,
-    sync::{
-        Arc, Condvar, Mutex, PoisonError,
-        atomic::{AtomicU8, Ordering},
-        mpsc,
-    },
+    ops::Range,
     time::{Duration, Instant},
 };
 
 use libc::pid_t;
 
-use self::{
-    task::Stat,
-    thread::{AWHILE, Thread},
-};
-use super::{Error, hold};
+pub(super) use self::tracer::traces;
+use self::{partners::Partners, thread::Thread};
+use super::{Error, hold, process::Stat, quiet::Quiet};
 
 /// Why a process does not stand still.
 #[derive(Debug, thiserror::Error)]
@@ -55,9 +51,12 @@ pub enum StopError {
 pub struct Stopped {
     process: u32,
     threads: Vec<Thread>,
+    partners: Partners,
     deadline: Instant,
 }
 
+/// How long it may take to become the tracer of a process that is to stop: nobody stands yet.
+const SEIZE: Duration = Duration::from_millis(100);
 /// How long one waits for a thread that is about to be gone, or to be there.
 const PAUSE: Duration = Duration::from_micros(20);
 
@@ -71,22 +70,20 @@ pub fn while_stopped<T: Send>(
     patience: Duration,
     action: impl FnOnce(&mut Stopped) -> Result<T, StopError> + Send,
 ) -> Result<T, StopError> {
-    let traced = |_: &Start| {
+    tracer::run(process, patience.min(SEIZE), || {
         // Those that are to stop may be many, and all want to run.
         hold::first();
-        let mut stopped = Stopped { process, threads: Vec::new(), deadline: Instant::now() + patience };
+        let deadline = Instant::now() + patience;
+        let partners = Partners::ask(process, deadline)?;
+        let mut stopped = Stopped { process, threads: Vec::new(), partners, deadline };
         let done = stopped.hold().and_then(|()| action(&mut stopped));
         stopped.let_go();
         done
-    };
-    let turn = Turn::take(process, patience)?;
-    // SAFETY: never given up.
-    unsafe { by_a_tracer(turn, None, traced) }
+    })
 }
 
 /// Does something as the tracer of a process, which goes on meanwhile: there are kernels that let nobody else write into memory
-/// that its owner may not write to. Who executes a program cannot be traced before that is done, which may take as long as a disk
-/// does: it is not waited for any longer than this.
+/// that its owner may not write to. To become that may take this long.
 ///
 /// # Errors
 ///
@@ -96,104 +93,26 @@ pub fn while_traced<T: Send>(
     patience: Duration,
     action: &(dyn Fn() -> T + Sync),
 ) -> Result<T, StopError> {
-    let traced = |start: &Start| {
+    tracer::run(process, patience, || {
         // Somebody may be held for as long.
         hold::first();
-        let Some(_traced) = Thread::seize(process, process.cast_signed())? else {
-            return Err(StopError::Gone);
-        };
-        if start.decide(Start::BEGUN) { Ok(action()) } else { Err(Turn::stuck(process)) }
-    };
-    let end = Instant::now() + patience;
-    let turn = Turn::take(process, patience)?;
-    // SAFETY: what is borrowed is looked at only once it has begun.
-    unsafe { by_a_tracer(turn, Some(end), traced) }
+        // Until this thread ends.
+        Thread::seize(process, process.cast_signed())?.ok_or(StopError::Gone)?;
+        Ok(action())
+    })
 }
 
-/// Whether the calling thread is the one by which [`while_stopped`] or [`while_traced`] traces a process.
-pub(super) fn traces(process: u32) -> bool {
-    TRACED.get() == Some(process)
-}
-
-thread_local! {
-    static TRACED: Cell<Option<u32>> = const { Cell::new(None) };
-}
-
-/// Whether a tracer has begun, or was given up before: it decides, or who waits for it.
-#[derive(Default)]
-struct Start(AtomicU8);
-
-impl Start {
-    const BEGUN: u8 = 1;
-    const GIVEN_UP: u8 = 2;
-
-    fn decide(&self, what: u8) -> bool {
-        self.0.compare_exchange(0, what, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-    }
-}
-
-/// Does something in a thread of its own, whose tracees are let go of by the kernel as it ends, also those that would not
-/// stop. It is waited for, unless it has not begun by this time. See [`task::bury`] for what this one does meanwhile.
+/// Whether a process runs in the memory of who began it, as one that `vfork` has made does until it executes a program. Who does
+/// not now never will: it may begin others who do in its own.
 ///
-/// # Safety
+/// # Errors
 ///
-/// What it borrows it may look at only as long as it cannot be given up, or has decided that it begins; and it owns nothing that
-/// does.
-unsafe fn by_a_tracer<T: Send>(
-    turn: Turn,
-    end: Option<Instant>,
-    traced: impl FnOnce(&Start) -> Result<T, StopError> + Send,
-) -> Result<T, StopError> {
-    let process = turn.0;
-    let start = Arc::<Start>::default();
-    let (running, over) = mpsc::channel::<()>();
-    let run = {
-        let start = Arc::clone(&start);
-        move || {
-            let (_turn, _running) = (turn, running);
-            TRACED.set(Some(process));
-            traced(&start)
-        }
-    };
-    // SAFETY: as the caller warrants; it is joined below unless it was given up, and nothing in between panics.
-    let tracer = unsafe { std::thread::Builder::new().spawn_unchecked(run) };
-    let tracer = tracer
-        .map_err(|source| Error::new("clone", format!("a thread to trace process {process}"), source))?;
-    while over.recv_timeout(AWHILE) == Err(mpsc::RecvTimeoutError::Timeout) {
-        task::bury(process);
-        if end.is_some_and(|end| Instant::now() >= end) && start.decide(Start::GIVEN_UP) {
-            return Err(Turn::stuck(process));
-        }
-    }
-    let nothing = || Error::new("ptrace", process.to_string(), io::ErrorKind::Other.into()).into();
-    tracer.join().unwrap_or_else(|_| Err(nothing()))
-}
-
-/// A process has one tracer at a time: another thread of this process's waits for its turn.
-struct Turn(u32);
-
-static TURNS: (Mutex<BTreeSet<u32>>, Condvar) = (Mutex::new(BTreeSet::new()), Condvar::new());
-
-impl Turn {
-    fn take(process: u32, patience: Duration) -> Result<Self, StopError> {
-        let (traced, ended) = &TURNS;
-        let traced = traced.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = ended.wait_timeout_while(traced, patience, |traced| !traced.insert(process));
-        let (_traced, result) = waited.unwrap_or_else(PoisonError::into_inner);
-        if result.timed_out() { Err(Self::stuck(process)) } else { Ok(Self(process)) }
-    }
-
-    fn stuck(process: u32) -> StopError {
-        StopError::Stuck(process.cast_signed())
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        let (traced, ended) = &TURNS;
-        traced.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
-        ended.notify_all();
-    }
+/// [`StopError::Gone`], or the kernel's.
+pub fn is_in_anothers_memory(process: u32) -> Result<bool, StopError> {
+    let stat = Stat::of_process(process);
+    let stat = stat.map_err(|source| Error::new("read", format!("/proc/{process}/stat"), source))?;
+    let parent = stat.ok_or(StopError::Gone)?.parent;
+    Ok(parent != 0 && task::have_one_memory(process.cast_signed(), parent.cast_signed())?)
 }
 
 impl Stopped {
@@ -209,7 +128,7 @@ impl Stopped {
             return Err(StopError::Gone);
         }
         let held: Vec<_> = self.threads.iter().map(|thread| thread.number).collect();
-        task::partner(self.process, &held).map_or(Ok(()), |other| Err(StopError::Shared(other)))
+        self.partners.find(&held, self.deadline)?.map_or(Ok(()), |other| Err(StopError::Shared(other)))
     }
 
     /// Holds those threads that are not held yet; whether there were none.
@@ -222,13 +141,19 @@ impl Stopped {
         let held: BTreeSet<pid_t> = self.threads.iter().map(|thread| thread.number).collect();
         let mut are_all = true;
         for number in listed.difference(&held).copied() {
+            if Instant::now() >= self.deadline {
+                return Err(StopError::Stuck(number));
+            }
             // Nobody is stopped before all are traced: that takes as long as one of them takes to execute a program.
             let thread = Thread::seize(self.process, number)?;
             are_all &= thread.is_none() && number.cast_unsigned() == self.process;
             self.threads.extend(thread);
         }
         are_all &= self.wait()?;
-        Ok(are_all && Stat::of_process(self.process).is_some_and(|stat| stat.threads == listed.len()))
+        let stat = Stat::of_process(self.process);
+        let stat =
+            stat.map_err(|source| Error::new("read", format!("/proc/{}/stat", self.process), source))?;
+        Ok(are_all && stat.is_some_and(|stat| stat.threads == listed.len()))
     }
 
     /// Has those who do not stand yet stand; whether there were none.
@@ -252,42 +177,49 @@ impl Stopped {
     /// the kernel hold those, but not one whose making began before its maker was seized, so that all would have to be listed
     /// again as well; and it would attach processes, which would have to be told apart and let go of.
     ///
+    /// Who was stopped by somebody stays so, and where it is. Whether there is one.
+    ///
     /// # Errors
     ///
     /// [`StopError`].
-    pub fn leave(&mut self, is_inside: impl Fn(u64) -> bool) -> Result<(), StopError> {
+    pub fn leave(&mut self, is_inside: impl Fn(u64) -> bool) -> Result<bool, StopError> {
         loop {
             let mut has_gone_on = false;
             for thread in &mut self.threads {
                 has_gone_on |= thread.leave(&is_inside, self.deadline)?;
             }
             if !has_gone_on {
-                return Ok(());
+                break;
             }
             self.hold()?;
         }
+        for thread in &self.threads {
+            if thread.is_in(&is_inside)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
-    /// Whether a handler of a signal runs that has interrupted a thread in this range, and goes back there: then its stack
+    /// Whether a handler of a signal runs that has interrupted a thread in one of these ranges, and goes back there: then its stack
     /// has what the kernel saved of the registers. On x86-64 that is told from what is left of other calls by its neighbours
-    /// (`struct sigcontext`): flags, and the segment of user code; elsewhere any mention counts.
+    /// (`struct sigcontext`): flags, and the segment of user code; elsewhere any mention counts. A stack that others may write to
+    /// is taken for one that has it.
     ///
     /// # Errors
     ///
     /// [`StopError`].
-    pub fn mentions(
-        &self,
-        range: &std::ops::Range<u64>,
-        read: impl Fn(u64, &mut [u8]) -> usize,
-    ) -> Result<bool, StopError> {
-        const DEPTH: usize = 64 << 10;
-        let mut bytes = vec![0; DEPTH];
+    pub fn mentions(&self, ranges: &[Range<u64>]) -> Result<bool, StopError> {
+        const DEPTH: u64 = 64 << 10;
+        let memory = Quiet::of(self.process)?;
+        let is_inside = |place: u64| ranges.iter().any(|range| range.contains(&place));
         for thread in &self.threads {
+            if Instant::now() >= self.deadline {
+                return Err(StopError::Stuck(thread.number));
+            }
             let Some(place) = thread.place()? else { continue };
-            let length = read(place.stack & !7, &mut bytes);
-            let words = bytes[..length].chunks_exact(8);
-            let words: Vec<u64> = words.map(|word| word.try_into().map_or(0, u64::from_ne_bytes)).collect();
-            if words.windows(3).any(|saved| range.contains(&saved[0]) && is_saved(saved[1], saved[2])) {
+            let Some(runs) = memory.read(place.stack & !7, DEPTH)? else { return Ok(true) };
+            if runs.iter().any(|run| has_saved(run, is_inside)) {
                 return Ok(true);
             }
         }
@@ -297,6 +229,13 @@ impl Stopped {
     fn let_go(&mut self) {
         self.threads.drain(..).filter(|thread| thread.stands).for_each(Thread::let_go);
     }
+}
+
+/// Whether there is a saved instruction pointer on a stack for which this holds.
+fn has_saved(stack: &[u8], is_inside: impl Fn(u64) -> bool) -> bool {
+    let words = stack.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_ne_bytes));
+    let words: Vec<u64> = words.collect();
+    words.windows(3).any(|saved| is_inside(saved[0]) && is_saved(saved[1], saved[2]))
 }
 
 /// Whether these come behind a saved instruction pointer.

@@ -2,7 +2,10 @@
 
 use std::{
     fs, ptr,
-    sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering::SeqCst},
+    sync::{
+        atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering::SeqCst},
+        mpsc,
+    },
     thread::sleep,
 };
 
@@ -85,7 +88,7 @@ impl Subject {
     }
 
     fn has_lost_its_first(&self) -> bool {
-        Stat::of_thread(self.pid, self.number().as_raw()).is_some_and(Stat::is_dead)
+        stat_of(self.pid, self.number().as_raw()).is_some_and(|stat| stat.is_dead())
     }
 
     fn goes_on(&self) {
@@ -104,6 +107,10 @@ impl Drop for Subject {
         let _ = kill(self.number(), Signal::SIGKILL);
         let _ = waitpid(self.number(), None);
     }
+}
+
+fn stat_of(process: u32, thread: pid_t) -> Option<Stat> {
+    Stat::of_thread(process, thread).expect("its stat")
 }
 
 pub(in crate::kernel) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
@@ -297,7 +304,7 @@ fn who_was_begun_by_one_that_leaves_stands_too() {
             subject.page.go.store(round, SeqCst);
             // Whichever it is of them that begins others, each has its turns.
             stopped.leave(|_| begun() < round && turns.fetch_add(1, SeqCst) % 20 != 0)?;
-            let threads = Stat::of_process(subject.pid).map(|stat| stat.threads);
+            let threads = stat_of(subject.pid, subject.number().as_raw()).map(|stat| stat.threads);
             // The first one is there too, though it has ended.
             Ok((subject.counts(), threads == Some(stopped.threads.len() + 1)))
         });
@@ -323,7 +330,9 @@ fn whose_child_it_is_hears_of_its_end() {
     subject.other();
     let held = subject.stopped(|stopped| {
         kill(subject.number(), Signal::SIGKILL).expect("a signal");
-        until("it has ended", || Stat::of_process(subject.pid).is_none_or(Stat::is_dead));
+        until("it has ended", || {
+            stat_of(subject.pid, subject.number().as_raw()).is_none_or(|stat| stat.is_dead())
+        });
         let deadline = stopped.deadline;
         let thread = stopped.threads.first_mut().expect("a thread");
         assert!(!thread.wait(deadline)?, "it stands still");
@@ -406,7 +415,7 @@ fn several_threads_of_one_tracer_take_turns() {
 fn who_waits_in_the_kernel_is_not_waited_for() {
     let subject = Subject::begin(waits_for_its_child);
     let child = Subject { pid: subject.other().cast_unsigned(), page: subject.page };
-    until("it waits", || Stat::of_process(subject.pid).is_some_and(Stat::is_deaf));
+    until("it waits", || stat_of(subject.pid, subject.number().as_raw()).is_some_and(|stat| stat.is_deaf()));
     let begun = Instant::now();
     let held = while_stopped(subject.pid, LONG, |_| Ok(()));
     assert!(matches!(held, Err(StopError::Stuck(thread)) if thread == subject.number().as_raw()), "{held:?}");
@@ -431,22 +440,21 @@ fn who_executes_a_program_is_not_kept_from_it() {
             }
         });
         let _done = done;
-        let turn = Turn::take(subject.pid, LONG).expect("its turn");
-        let traced = |_: &Start| {
+        let traced = || {
             let deadline = Instant::now() + LONG;
-            let mut stopped = Stopped { process: subject.pid, threads: Vec::new(), deadline };
+            let partners = Partners::ask(subject.pid, deadline).expect("its kin");
+            let mut stopped = Stopped { process: subject.pid, threads: Vec::new(), partners, deadline };
             stopped.threads.extend(Thread::seize(subject.pid, waiting).expect("a tracee"));
             subject.page.go.store(1, SeqCst);
             // Only this thread would wait for it.
             until("its threads are ended", || {
-                Stat::of_thread(subject.pid, waiting).is_none_or(Stat::is_dead)
+                stat_of(subject.pid, waiting).is_none_or(|stat| stat.is_dead())
             });
             // It may be another program's by now.
             let _ = stopped.hold();
             Ok(())
         };
-        // SAFETY: never given up.
-        unsafe { by_a_tracer(turn, None, traced) }.expect("a tracer");
+        tracer::run(subject.pid, LONG, traced).expect("a tracer");
     });
     let program = || fs::read_link(format!("/proc/{}/exe", subject.pid)).ok();
     let own = fs::read_link("/proc/self/exe").ok();
@@ -481,11 +489,10 @@ fn who_cannot_be_traced_yet_is_not_waited_for() {
     };
     until("it is traced", || page.signals.load(SeqCst) == 1);
     page.go.store(1, SeqCst);
-    until("its threads are ended", || Stat::of_thread(pid, waiting).is_none_or(Stat::is_dead));
+    until("its threads are ended", || stat_of(pid, waiting).is_none_or(|stat| stat.is_dead()));
     let (begun, runs) = (Instant::now(), AtomicUsize::new(0));
     let traced = while_traced(pid, SHORT, &|| runs.fetch_add(1, SeqCst));
     assert!(matches!(traced, Err(StopError::Stuck(_))), "{traced:?}");
-    // The one that was given up has its turn still.
     let held = while_stopped(pid, SHORT, |_| Ok(()));
     assert!(matches!(held, Err(StopError::Stuck(_))), "{held:?}");
     assert!(begun.elapsed() < LONG / 10, "{:?}", begun.elapsed());

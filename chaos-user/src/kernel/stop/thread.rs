@@ -9,9 +9,10 @@ use libc::{c_int, c_void, pid_t};
 
 use super::{
     StopError,
-    task::{self, Event, Stat},
+    task::{self, Event},
+    tracer::{self, seizing},
 };
-use crate::kernel::Error;
+use crate::kernel::{Error, process::Stat};
 
 /// How often it is looked whether it stands, and for how long; and how often then.
 const OFTEN: Duration = Duration::from_micros(20);
@@ -26,8 +27,8 @@ pub(super) struct Thread {
     process: u32,
     pub(super) number: pid_t,
     pub(super) stands: bool,
-    /// What it was about to be told; told when it goes on.
-    signals: Vec<c_int>,
+    /// Whether it does so because somebody has stopped its process.
+    is_stopped: bool,
 }
 
 /// Where a thread is: the next instruction, and the top of its stack.
@@ -43,11 +44,12 @@ impl Thread {
     pub(super) fn seize(process: u32, number: pid_t) -> Result<Option<Self>, StopError> {
         let end = Instant::now() + AWHILE;
         loop {
-            match trace(libc::PTRACE_SEIZE, number, ptr::null_mut(), ptr::null_mut()) {
-                Ok(()) => return Ok(Some(Self { process, number, stands: false, signals: Vec::new() })),
+            // Who executes a program is not to be had before that is done.
+            match seizing(|| trace(libc::PTRACE_SEIZE, number, ptr::null_mut(), ptr::null_mut())) {
+                Ok(()) => return Ok(Some(Self { process, number, stands: false, is_stopped: false })),
                 Err(gone) if gone.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
                 // One that has ended may not be traced either.
-                Err(_) if Stat::of_thread(process, number).is_none_or(Stat::is_dead) => return Ok(None),
+                Err(_) if stat(process, number)?.is_none_or(|stat| stat.is_dead()) => return Ok(None),
                 Err(source) if source.raw_os_error() != Some(libc::EPERM) || Instant::now() >= end => {
                     return Err(StopError::Refused { thread: number, source });
                 }
@@ -85,7 +87,7 @@ impl Thread {
             }
             let now = Instant::now();
             let is_soon = now - begun < AT_ONCE;
-            let is_deaf = !is_soon && Stat::of_thread(self.process, self.number).is_some_and(Stat::is_deaf);
+            let is_deaf = !is_soon && stat(self.process, self.number)?.is_some_and(|stat| stat.is_deaf());
             deaf = if is_deaf { deaf.or(Some(now)) } else { None };
             if now >= deadline || deaf.is_some_and(|since| now - since >= AWHILE) {
                 return Err(StopError::Stuck(self.number));
@@ -95,14 +97,18 @@ impl Thread {
     }
 
     fn note(&mut self, status: c_int) {
+        /// Of the events only this one tells of one that was to stop before: by its signal, where others have `SIGTRAP`.
+        const STOP: c_int = libc::PTRACE_EVENT_STOP;
         // What is no event is a signal on its way.
         if status >> 8 == 0 {
-            self.signals.push(status);
+            tracer::keep(self.number, status);
         }
+        self.is_stopped = status >> 8 == STOP && status & 0xff != libc::SIGTRAP;
         self.stands = true;
     }
 
-    /// Has it go on, and stand again, until it is out of where it must not be, or has ended. Whether it went on.
+    /// Has it go on, and stand again, until it is out of where it must not be, or has ended. Whether it went on. One that somebody has
+    /// stopped stays where it is.
     pub(super) fn leave(
         &mut self,
         is_inside: impl Fn(u64) -> bool,
@@ -112,37 +118,40 @@ impl Thread {
         let pause = |turn: u64| 20 + turn * 37 % 101 + (10 * turn * turn).min(5_000);
         let mut pauses = (0..).map(|turn| Duration::from_micros(pause(turn)));
         let mut has_gone_on = false;
-        while self.stands && self.place()?.is_some_and(|place| is_inside(place.next)) {
+        while !self.is_stopped && self.is_in(&is_inside)? {
             if Instant::now() >= deadline {
                 return Err(StopError::Stuck(self.number));
             }
             has_gone_on = true;
             self.go_on();
             thread::sleep(pauses.next().unwrap_or_default());
-            self.interrupt()?;
+            // Who has stopped by then, at a signal or since it was to stop twice, would do so at once the next time for being asked to.
+            if matches!(task::wait(self.number, libc::WSTOPPED | libc::WNOWAIT), Ok(None)) {
+                self.interrupt()?;
+            }
             self.wait(deadline)?;
         }
         Ok(has_gone_on)
     }
 
+    /// Whether it stands where this holds.
+    pub(super) fn is_in(&self, is_inside: impl Fn(u64) -> bool) -> Result<bool, StopError> {
+        Ok(self.stands && self.place()?.is_some_and(|place| is_inside(place.next)))
+    }
+
     /// Has it go on, still traced, with the first signal that it was about to be told.
     fn go_on(&mut self) {
-        let signal = if self.signals.is_empty() { 0 } else { self.signals.remove(0) };
+        let signal = tracer::next_for(self.number).unwrap_or(0);
         self.stands = false;
         // One that is gone needs nothing more.
         let _ = trace(libc::PTRACE_CONT, self.number, ptr::null_mut(), signal as usize as *mut c_void);
     }
 
-    /// Has it go on, and be traced no more.
+    /// Has it go on, and be traced no more. What else it was about to be told it is told when all are let go.
     pub(super) fn let_go(self) {
-        let mut signals = self.signals.into_iter();
-        let first = signals.next().unwrap_or(0);
+        let first = tracer::next_for(self.number).unwrap_or(0);
         // One that is gone needs nothing more.
         let _ = trace(libc::PTRACE_DETACH, self.number, ptr::null_mut(), first as usize as *mut c_void);
-        for signal in signals {
-            // SAFETY: three integers.
-            unsafe { libc::syscall(libc::SYS_tgkill, self.process, self.number, signal) };
-        }
     }
 
     /// Where it is; nothing if it has been killed meanwhile.
@@ -168,6 +177,11 @@ impl Thread {
         let place = Place { next: registers.pc, stack: registers.sp };
         Ok(Some(place))
     }
+}
+
+fn stat(process: u32, thread: pid_t) -> Result<Option<Stat>, StopError> {
+    let error = |source| Error::new("read", format!("/proc/{process}/task/{thread}/stat"), source);
+    Stat::of_thread(process, thread).map_err(error).map_err(StopError::Kernel)
 }
 
 fn trace(request: libc::c_uint, thread: pid_t, address: *mut c_void, data: *mut c_void) -> io::Result<()> {

@@ -15,7 +15,7 @@ use object::{
 
 pub use patch::{Kind, Patch, Piece};
 
-use super::Error;
+use super::{Error, mappings::Mappings};
 
 /// What the slack is aligned to.
 const ALIGN: usize = 16;
@@ -191,12 +191,13 @@ impl Image {
     /// Where there is none, none that can be patched, or none that was ever tried to patch.
     pub fn own() -> Result<Self, VdsoError> {
         // SAFETY: it only looks a number up.
-        let start = unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) } as usize;
-        let maps = std::fs::read_to_string(MAPS).map_err(|source| Error::new("read", MAPS, source))?;
-        let range = mapped(&maps).filter(|range| range.start == start).ok_or(VdsoError::Unmapped)?;
+        let start = unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) };
+        let maps = Mappings::of(std::process::id()).map_err(|source| Error::new("read", MAPS, source))?;
+        let range = maps.vdso.filter(|range| range.start == start).ok_or(VdsoError::Unmapped)?;
+        let length = (range.end - range.start) as usize;
         // SAFETY: the kernel has mapped that for as long as the process lives, to be read. Somebody may patch it
         // meanwhile, with bytes that are as good.
-        let bytes = unsafe { slice::from_raw_parts(range.start as *const u8, range.len()) }.to_vec();
+        let bytes = unsafe { slice::from_raw_parts(range.start as *const u8, length) }.to_vec();
         let image = Self::parse(&bytes)?;
         image.tried()?;
         Ok(image)
@@ -233,14 +234,6 @@ impl Image {
     pub fn slack(&self) -> Range<usize> {
         self.slack.clone()
     }
-}
-
-/// Where the line of a vDSO in the text of a `maps` says it lies.
-fn mapped(maps: &str) -> Option<Range<usize>> {
-    let line = maps.lines().find(|line| line.ends_with(" [vdso]"))?;
-    let (start, end) = line.split(' ').next()?.split_once('-')?;
-    let number = |text| usize::from_str_radix(text, 16).ok();
-    Some(number(start)?..number(end)?).filter(|range| !range.is_empty())
 }
 
 fn malformed(error: impl fmt::Display) -> VdsoError {

@@ -21,13 +21,6 @@ fn put(bytes: &mut [u8], pieces: &[Piece]) {
     }
 }
 
-#[test]
-fn a_mapping_is_found() {
-    let maps = "7fff1000-7fff5000 r--p 00000000 00:00 0    [vvar]\n7fff5000-7fff7000 r-xp 00000000 00:00 0      [vdso]\n";
-    assert_eq!(mapped(maps), Some(0x7fff_5000..0x7fff_7000));
-    assert_eq!(mapped("7fff1000-7fff5000 r-xp 00000000 00:00 0 /tmp/a[vdso]\n"), None);
-}
-
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn the_own_one_is_patched_and_found_out() {

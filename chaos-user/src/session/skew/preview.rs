@@ -15,6 +15,7 @@ use crate::{
         SessionError,
         preview::{ASKED, PreviewTarget, unsure},
     },
+    spec::Lines,
     target,
 };
 
@@ -72,7 +73,7 @@ impl SkewPlan {
         let unknown = needed.into_iter().filter(is_unknown).collect();
         let mut targets = Vec::new();
         for target in &self.targets {
-            let processes = target::names(&target.processes()?);
+            let processes = target::names(&target.processes()?)?;
             targets.push(PreviewTarget { target: target.to_string(), processes });
         }
         let bytes: usize = patch.entries().iter().map(|entry| entry.bytes.len()).sum();
@@ -91,6 +92,7 @@ impl SkewPlan {
 
 impl fmt::Display for SkewPreview {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut f = Lines(f);
         let Self { rules, functions, raw, unknown, targets, journalled } = self;
         writeln!(f, "plan, nothing is touched: {PLACE}")?;
         rules.iter().enumerate().try_for_each(|(number, rule)| writeln!(f, "  rule {number}: {rule}"))?;
