@@ -27,8 +27,10 @@ mod doctor;
 mod failing;
 mod fields;
 mod ground;
+mod hostile;
 mod life;
 mod loss;
+mod names;
 mod plan;
 mod profile;
 mod programs;
@@ -62,10 +64,19 @@ pub fn tests() -> Vec<&'static Test> {
         programs::TESTS,
         programs::storage::TESTS,
     ];
-    let folders = [life::TESTS, calls::TESTS, calls_life::TESTS, time::TESTS, rights::TESTS, failing::TESTS]
-        .into_iter()
-        .flatten()
-        .copied();
+    let folders = [
+        life::TESTS,
+        calls::TESTS,
+        calls_life::TESTS,
+        time::TESTS,
+        hostile::TESTS,
+        rights::TESTS,
+        names::TESTS,
+        failing::TESTS,
+    ]
+    .into_iter()
+    .flatten()
+    .copied();
     files.into_iter().chain(folders).flatten().collect()
 }
 
@@ -77,7 +88,7 @@ pub fn find(name: &str) -> Option<&'static Test> {
 }
 
 #[cfg(test)]
-mod names {
+mod all_names {
     use std::collections::HashSet;
 
     #[test]

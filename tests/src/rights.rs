@@ -3,6 +3,7 @@
 
 mod capabilities;
 mod confined;
+mod delegated;
 mod everybody;
 mod kernel;
 mod namespaces;
@@ -29,7 +30,7 @@ const FAMILIES: &[Need] = &[
 
 /// The tests of these files.
 pub(crate) const TESTS: &[&[Test]] =
-    &[capabilities::TESTS, everybody::TESTS, kernel::TESTS, namespaces::TESTS, run::TESTS];
+    &[capabilities::TESTS, delegated::TESTS, everybody::TESTS, kernel::TESTS, namespaces::TESTS, run::TESTS];
 
 /// Runs what is written here, words parted by single spaces.
 fn run_line(line: &str, prepare: impl FnOnce(&mut Command)) -> Result<Exit> {

@@ -1,6 +1,7 @@
 //! `time skew`: the target's clocks say what was asked, those of everybody else are right, and whatever happens to
 //! the owner, so are the target's again.
 
+mod asked;
 mod choice;
 mod clock;
 mod ending;
@@ -10,9 +11,9 @@ mod killed;
 mod leap;
 mod monotonic;
 mod offset;
-mod processes;
+pub(crate) mod processes;
 mod programs;
-mod scene;
+pub(crate) mod scene;
 mod settling;
 mod shapes;
 mod starts;
@@ -22,7 +23,8 @@ use chaos_user::kernel::mechanism::Mechanism;
 use crate::harness::{Need, Test};
 
 /// What the vDSO's functions need of a kernel to be skewed, and new processes to be met.
-const NEEDS: &[Need] = &[Need::Root, Need::Btf, Need::CgroupV2, Need::Mechanism(Mechanism::VdsoPatch)];
+pub(crate) const NEEDS: &[Need] =
+    &[Need::Root, Need::Btf, Need::CgroupV2, Need::Mechanism(Mechanism::VdsoPatch)];
 
 /// The tests of these files.
 pub(crate) const TESTS: &[&[Test]] = &[
@@ -38,5 +40,6 @@ pub(crate) const TESTS: &[&[Test]] = &[
     kernels::TESTS,
     killed::TESTS,
     ending::TESTS,
+    asked::TESTS,
     input::TESTS,
 ];

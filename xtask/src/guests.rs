@@ -27,7 +27,7 @@ const DEADLINE: Duration = Duration::from_secs(2700);
 const HANDS: usize = 6;
 
 /// The programs that tests need.
-pub(crate) const PROGRAMS: [&str; 3] = ["faultline", "fl-tests", "fl-clock"];
+pub(crate) const PROGRAMS: [&str; 4] = ["faultline", "fl-tests", "fl-clock", "fl-hostile"];
 
 /// What a run of tests in guests is to be.
 #[derive(Clone, Copy, Debug)]

@@ -1,7 +1,8 @@
 //! What tests need of the machine: mechanisms of its kernel, as the doctor finds them, and what is not the kernel's.
 
 use std::{
-    env, fmt, fs,
+    env, fmt,
+    fs::{self, File},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::OnceLock,
@@ -31,6 +32,12 @@ pub enum Need {
     Disks,
     /// A program, wherever [`program`] finds it.
     Program(&'static str),
+    /// File systems that a process serves.
+    Fuse,
+    /// Processes that say where their arguments, their stack and the like are (`CONFIG_CHECKPOINT_RESTORE`).
+    Placement,
+    /// Who shares memory can be told (`CONFIG_KCMP`).
+    Kcmp,
     /// A guest of `cargo xtask vm`, where whatever fails for everybody fails for nobody else.
     Guest,
 }
@@ -71,6 +78,9 @@ impl fmt::Display for Need {
             Self::KnownKernel => formatter.write_str("known_kernel"),
             Self::Disks => formatter.write_str("disks"),
             Self::Program(name) => write!(formatter, "program:{name}"),
+            Self::Fuse => formatter.write_str("fuse"),
+            Self::Placement => formatter.write_str("placement"),
+            Self::Kcmp => formatter.write_str("kcmp"),
             Self::Guest => formatter.write_str("guest"),
         }
     }
@@ -99,6 +109,9 @@ impl Machine {
             Need::KnownKernel => doctor::known_kernel(),
             Need::Disks => slow::has_disks(),
             Need::Program(name) => require(program(name).is_some(), || "not installed".into()),
+            Need::Fuse => require(has_fuse(), || "no /dev/fuse".into()),
+            Need::Placement => require(has_placement(), || "no PR_SET_MM_MAP".into()),
+            Need::Kcmp => require(has_kcmp(), || "no kcmp".into()),
             // Its init says so.
             Need::Guest => require(env::var_os("FAULTLINE_KERNEL").is_some(), || "others live here".into()),
         }
@@ -107,6 +120,25 @@ impl Machine {
 
 fn require(met: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
     if met { Ok(()) } else { Err(otherwise()) }
+}
+
+fn has_fuse() -> bool {
+    // It may be there, and nothing behind it.
+    File::options().read(true).write(true).open("/dev/fuse").is_ok()
+}
+
+fn has_placement() -> bool {
+    let mut size = 0_u32;
+    // SAFETY: there is room for what is written.
+    unsafe { libc::prctl(libc::PR_SET_MM, libc::PR_SET_MM_MAP_SIZE, &raw mut size, 0, 0) == 0 }
+}
+
+fn has_kcmp() -> bool {
+    /// `KCMP_VM`.
+    const MEMORY: libc::c_int = 1;
+    let own = std::process::id();
+    // SAFETY: integers.
+    unsafe { libc::syscall(libc::SYS_kcmp, own, own, MEMORY, 0, 0) == 0 }
 }
 
 /// Where a program is. PostgreSQL's own folders come first: Debian's `psql` on the path is a script that chooses.

@@ -12,27 +12,27 @@ use crate::{
 };
 
 /// Longer than it takes to load and attach on a busy machine.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// All of it.
 #[derive(Debug)]
-pub(super) struct Scene {
-    pub(super) target: Clock,
-    pub(super) bystander: Clock,
-    pub(super) cgroup: Cgroup,
-    pub(super) beside: Cgroup,
+pub(crate) struct Scene {
+    pub(crate) target: Clock,
+    pub(crate) bystander: Clock,
+    pub(crate) cgroup: Cgroup,
+    pub(crate) beside: Cgroup,
 }
 
 /// A run's rule: processes of the target that it has met, and those whose clocks are skewed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Counts {
-    pub(super) matched: u64,
-    pub(super) fired: u64,
+pub(crate) struct Counts {
+    pub(crate) matched: u64,
+    pub(crate) fired: u64,
 }
 
 impl Scene {
     /// Everybody's clocks are right.
-    pub(super) fn set() -> Result<Self> {
+    pub(crate) fn set() -> Result<Self> {
         let (cgroup, beside) = (Cgroup::new()?, Cgroup::new()?);
         let (target, bystander) = (Clock::start(Some(&cgroup))?, Clock::start(Some(&beside))?);
         let mut scene = Self { target, bystander, cgroup, beside };
@@ -40,12 +40,12 @@ impl Scene {
         Ok(scene)
     }
 
-    pub(super) fn folder(&self) -> String {
+    pub(crate) fn folder(&self) -> String {
         self.cgroup.path().display().to_string()
     }
 
     /// Starts what is written here, words parted by single spaces, with the target's cgroup.
-    pub(super) fn start(&self, words: &str) -> Result<Faultline> {
+    pub(crate) fn start(&self, words: &str) -> Result<Faultline> {
         let folder = self.folder();
         let words = words.split(' ').filter(|word| !word.is_empty());
         let words: Vec<&str> = ["time", "skew", "--cgroup", &folder].into_iter().chain(words).collect();
@@ -53,20 +53,20 @@ impl Scene {
     }
 
     /// The same, armed.
-    pub(super) fn armed(&self, words: &str) -> Result<(Faultline, Event)> {
+    pub(crate) fn armed(&self, words: &str) -> Result<(Faultline, Event)> {
         let fault = self.start(words)?;
         let armed = fault.wait_event("armed", PATIENCE).context(words)?;
         Ok((fault, armed))
     }
 
     /// Fails unless the bystander's clocks are right, all of them in every way.
-    pub(super) fn spared(&mut self, when: &str) -> Result {
+    pub(crate) fn spared(&mut self, when: &str) -> Result {
         let readings = self.bystander.read(From::Itself, REFERENCE)?;
         are_right(&readings, REFERENCE).context(format_args!("{when}: the bystander"))
     }
 
     /// Fails unless everybody's clocks are.
-    pub(super) fn right(&mut self, when: &str) -> Result {
+    pub(crate) fn right(&mut self, when: &str) -> Result {
         let readings = self.target.read(From::Itself, REFERENCE)?;
         are_right(&readings, REFERENCE).context(format_args!("{when}: the target"))?;
         self.spared(when)
@@ -74,14 +74,14 @@ impl Scene {
 
     /// Fails unless the target's clocks are those that `--clock` has by default and no others, by all that is said to be
     /// skewed everywhere.
-    pub(super) fn skewed(&mut self, skew: i64, when: &str) -> Result {
+    pub(crate) fn skewed(&mut self, skew: i64, when: &str) -> Result {
         let readings = self.target.read(From::Itself, REFERENCE)?;
         are_skewed(&readings, skew).context(format_args!("{when}: the target"))?;
         self.spared(when)
     }
 
     /// Fails unless everybody's clocks are right, and their vDSO's bytes the kernel's.
-    pub(super) fn over(&mut self, when: &str) -> Result {
+    pub(crate) fn over(&mut self, when: &str) -> Result {
         self.right(when)?;
         for clock in [&self.target, &self.bystander] {
             Image::check_own(clock.pid()).context(when)?;
@@ -91,12 +91,12 @@ impl Scene {
 }
 
 /// Whether `--clock` has it unless told otherwise.
-pub(super) fn is_default(source: Source) -> bool {
+pub(crate) fn is_default(source: Source) -> bool {
     matches!(source.shows(), Source::Realtime | Source::Tai)
 }
 
 /// Whether the C library asks the vDSO. A static one asks the kernel for these two.
-pub(super) fn asks_vdso(reading: &Reading) -> bool {
+pub(crate) fn asks_vdso(reading: &Reading) -> bool {
     let statically = cfg!(target_feature = "crt-static");
     match reading.way {
         Way::Vdso => true,
@@ -105,31 +105,31 @@ pub(super) fn asks_vdso(reading: &Reading) -> bool {
     }
 }
 
-pub(super) fn are_right(readings: &[Reading], reference: Source) -> Result {
+pub(crate) fn are_right(readings: &[Reading], reference: Source) -> Result {
     readings.iter().try_for_each(|reading| expect(reading, reference, 0))
 }
 
 /// Of what the vDSO says; system calls differ from kernel to kernel.
-pub(super) fn are_skewed(readings: &[Reading], skew: i64) -> Result {
+pub(crate) fn are_skewed(readings: &[Reading], skew: i64) -> Result {
     readings.iter().filter(|reading| asks_vdso(reading)).try_for_each(|reading| {
         let skew = if is_default(reading.source) { skew } else { 0 };
         expect(reading, REFERENCE, skew)
     })
 }
 
-pub(super) fn counts(event: &Event) -> Result<Counts> {
+pub(crate) fn counts(event: &Event) -> Result<Counts> {
     Ok(Counts { matched: event.number("/rules/0/matched")?, fired: event.number("/rules/0/fired")? })
 }
 
 /// Ends it as a user would; what it has counted.
-pub(super) fn end(fault: &Faultline) -> Result<Counts> {
+pub(crate) fn end(fault: &Faultline) -> Result<Counts> {
     let exit = fault.end()?;
     let counts = summed_up(&exit)?;
     ensure!(counts.fired > 0, "it has skewed nobody's clock: {exit:?}");
     Ok(counts)
 }
 
-pub(super) fn summed_up(exit: &Exit) -> Result<Counts> {
+pub(crate) fn summed_up(exit: &Exit) -> Result<Counts> {
     let counts = counts(exit.event("summary")?)?;
     ensure!(counts.fired <= counts.matched, "{counts:?}");
     Ok(counts)
