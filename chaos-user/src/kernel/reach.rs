@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Result, signals};
+use super::{Result, hold, signals};
 
 /// How long one may take before the next are begun beside it; most take microseconds.
 const LATE: Duration = Duration::from_millis(20);
@@ -110,7 +110,7 @@ fn begin<T: Send + 'static, R: Send + 'static>(
             }
         }
     };
-    signals::thread("fl-reach", work).map(drop)
+    hold::as_urgent(|| signals::thread("fl-reach", work)).map(drop)
 }
 
 /// What has come, until nothing has for a while; how many that were.

@@ -331,15 +331,16 @@ impl Run for SkewRun {
     fn set_control(&mut self, control: Control) -> kernel::Result<()> {
         match (self.armed, control.lease_until != 0) {
             (false, true) => {
-                self.since = clock::exact();
-                let SkewSpec { skew, clocks, allow_backwards, .. } = &self.plan.spec;
-                self.lines = Some(Lines::new(skew, clocks, *allow_backwards, &clock::readings()));
                 self.armed = true;
                 // Nobody who keeps a CPU is to wait for this thread.
                 hold::first();
-                // From here on what is executed is held, and somebody must be there for it.
                 let (events, holds) = (self.programs.events(), self.programs.holds());
                 self.hands = Some(Hands::begin(Arc::clone(&self.clocks), &events, &holds)?);
+                // Once it has begun, all have to be told soon.
+                self.since = clock::exact();
+                let SkewSpec { skew, clocks, allow_backwards, .. } = &self.plan.spec;
+                self.lines = Some(Lines::new(skew, clocks, *allow_backwards, &clock::readings()));
+                // From here on what is executed is held, and somebody must be there for it.
                 self.programs.set_control(control)?;
                 self.again = AGAIN;
                 self.write()?;

@@ -113,6 +113,22 @@ pub fn first() {
     unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &raw const first) };
 }
 
+/// Has a thread that is begun here run before all that is not urgent from its start on, if the calling one does: it would wait for
+/// its first turn behind whoever keeps the CPUs.
+pub fn as_urgent<T>(begin: impl FnOnce() -> T) -> T {
+    // SAFETY: about the calling thread, and takes nothing more.
+    let is_first = unsafe { libc::sched_getscheduler(0) } == libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
+    if !is_first {
+        return begin();
+    }
+    let inherited = libc::sched_param { sched_priority: 1 };
+    // SAFETY: as in `first`.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const inherited) };
+    let done = begin();
+    first();
+    done
+}
+
 impl Drop for Crew {
     fn drop(&mut self) {
         self.ends.store(true, Ordering::Relaxed);

@@ -23,7 +23,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 
-pub use self::crew::{Crew, Work, first};
+pub use self::crew::{Crew, Work, as_urgent, first};
 use super::{Error, Result, maps};
 
 /// The slots, for as many threads as want them.

@@ -15,7 +15,7 @@ use super::{
     turn::{Turn, Turns},
 };
 use crate::kernel::{
-    Error,
+    Error, hold,
     process::{self, Stat},
     signals,
 };
@@ -45,7 +45,9 @@ impl Partners {
         let turn = ASKED.take(process, left(deadline))?;
         let (held, to_find) = mpsc::channel();
         let (said, answers) = mpsc::channel();
-        signals::thread("fl-kin", move || answer(turn, process, deadline, &to_find, &said))?;
+        hold::as_urgent(|| {
+            signals::thread("fl-kin", move || answer(turn, process, deadline, &to_find, &said))
+        })?;
         let partners = Self { process, held, answers };
         partners.hear(deadline).map(|_| partners)
     }

@@ -22,7 +22,7 @@ use libc::{c_int, pid_t};
 compile_error!("threads that end by themselves are joined: build for gnu");
 
 use super::{StopError, task, thread::AWHILE, turn::Turns};
-use crate::kernel::Error;
+use crate::kernel::{Error, hold};
 
 /// A process has one tracer at a time: another thread of this process's waits for its turn.
 static TRACED_NOW: Turns = Turns::new();
@@ -76,7 +76,7 @@ pub(super) fn run<T: Send>(
         }
     };
     // SAFETY: what it borrows lives as long as it does: it is joined below, or is seen to be no more.
-    let tracer = unsafe { thread::Builder::new().spawn_unchecked(run) };
+    let tracer = hold::as_urgent(|| unsafe { thread::Builder::new().spawn_unchecked(run) });
     let tracer = tracer
         .map_err(|source| Error::new("clone", format!("a thread to trace process {process}"), source))?;
     let number = number.recv().unwrap_or(0);
