@@ -5,6 +5,7 @@ mod commands;
 mod forged;
 mod kin;
 mod locked;
+mod many;
 mod program;
 mod stopped;
 mod vforks;
@@ -21,4 +22,4 @@ const ANYWHERE: &[Need] = &[NEEDS[0], NEEDS[1], NEEDS[2], NEEDS[3], Need::Fuse, 
 
 /// The tests of these files.
 pub(crate) const TESTS: &[&[Test]] =
-    &[commands::TESTS, locked::TESTS, forged::TESTS, vforks::TESTS, stopped::TESTS, kin::TESTS];
+    &[commands::TESTS, many::TESTS, locked::TESTS, forged::TESTS, vforks::TESTS, stopped::TESTS, kin::TESTS];

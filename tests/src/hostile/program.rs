@@ -83,8 +83,13 @@ impl Hostile {
 
     /// That of its child of this kind, as it has said.
     pub(super) fn child(&self, kind: &str) -> Result<u32> {
-        let number = self.said.iter().find_map(|line| line.strip_prefix(kind)?.trim().parse().ok());
-        number.context(format_args!("{} has no child {kind}: {:?}", self.words, self.said))
+        let first = self.children(kind).first().copied();
+        first.context(format_args!("{} has no child {kind}: {:?}", self.words, self.said))
+    }
+
+    /// Those of all of them.
+    pub(super) fn children(&self, kind: &str) -> Vec<u32> {
+        self.said.iter().filter_map(|line| line.strip_prefix(kind)?.trim().parse().ok()).collect()
     }
 
     /// Has it go on, and hears the number that it then says.
