@@ -17,11 +17,13 @@ use nix::{
 };
 
 use super::out::say;
-use crate::kernel::{
-    self,
-    signals::{Asked, News, Signals},
+use crate::{
+    kernel::{
+        self,
+        signals::{Asked, News, Signals},
+    },
+    spec::shown,
 };
-use crate::spec::shown;
 
 /// The exit code of `env`, `timeout` and the shells for a program that is not there, and for one that cannot be executed.
 const NOT_FOUND: i32 = 127;

@@ -83,7 +83,8 @@ impl CallRun {
         let exempt = Exempt { owner_tgid: probe::own_tgid()?, files: plan.own_files };
         let programs = CallPrograms::new(&plan.rules, &plan.tables, plan.by, exempt)?;
         SessionError::if_interrupted()?;
-        enrol(&trees(&plan.targets, &plan.tables.processes), &mut programs.roll()?)?;
+        let rules_of = |process| plan.tables.processes.get(&process).copied().unwrap_or(0);
+        enrol(&trees(&plan.targets, rules_of), &mut programs.roll()?)?;
         Ok(Self { plan, programs })
     }
 }

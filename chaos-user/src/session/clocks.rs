@@ -316,7 +316,7 @@ impl Clocks {
         }
         let keepers: Vec<_> = processes.keepers().collect();
         if !keepers.is_empty() {
-            reasons.insert("whoever looks at it is kept, by what its memory waits for".into(), keepers);
+            reasons.insert("its memory cannot be looked at: the kernel does not answer".into(), keepers);
         }
         reasons
     }

@@ -33,13 +33,15 @@ impl Roll for roll::Roll {
     }
 }
 
-/// The trees among targets, with the rules that want each: the only one there is, where there are none.
-pub(super) fn trees<'a>(targets: &'a [Target], rules: &BTreeMap<u32, u64>) -> Vec<(&'a Tree, u64)> {
-    let tree = |target: &'a Target| match target {
-        Target::Process(tree) => Some((tree, rules.get(&tree.pid).copied().unwrap_or(1))),
-        Target::Cgroup(_) => None,
-    };
-    targets.iter().filter_map(tree).collect()
+/// The trees among targets, with the rules that want each.
+pub(super) fn trees(targets: &[Target], rules_of: impl Fn(u32) -> u64) -> Vec<(&Tree, u64)> {
+    let mut trees = Vec::new();
+    for target in targets {
+        if let Target::Process(tree) = target {
+            trees.push((tree, rules_of(tree.pid)));
+        }
+    }
+    trees
 }
 
 /// How often they are listed at most. Whoever begins processes faster than they are listed has all but the first few begun by those
@@ -138,7 +140,7 @@ mod tests {
         let mut table = Alone { ends: Some(ends), ..Alone::default() };
         // Where processes have other numbers there are no trees.
         if let Ok(own) = own {
-            enrol(&trees(&[own], &BTreeMap::from([(std::process::id(), 6)])), &mut table).expect("a table");
+            enrol(&trees(&[own], |_| 6), &mut table).expect("a table");
             assert_eq!(table.rules.get(&stay), Some(&6));
             assert!(table.ends.is_none() && !table.rules.contains_key(&end));
         }

@@ -91,8 +91,8 @@ pub enum SessionError {
     NoQueue(kernel::Error),
     /// The interface keeps offloads on.
     #[error(
-        "{device} cannot switch off {stays}, so that a packet would not always be one of the wire; leave --exact out, and \
-         what it makes of several is hit whole"
+        "{device} cannot switch off {stays}: a packet would not always be one on the wire; leave --exact out, and what it \
+         makes of several packets is hit whole"
     )]
     NotExact {
         /// The interface.

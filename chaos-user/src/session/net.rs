@@ -205,7 +205,8 @@ impl NetRun {
         for folder in outermost(trees()) {
             attachments.push(Attachment::of_sockets(&mut programs, folder)?);
         }
-        mark_sockets(&enrol::trees(&plan.targets, &tables.processes), &mut programs)?;
+        let rules_of = |process| tables.processes.get(&process).copied().unwrap_or(0);
+        mark_sockets(&enrol::trees(&plan.targets, rules_of), &mut programs)?;
         let detours: Vec<_> = detours.into_iter().map(|(_, detour)| detour).collect();
         let silent = if plan.rules.iter().any(Rule::resets) {
             let sockets = (!tables.processes.is_empty()).then(|| programs.sockets()).transpose()?;

@@ -3,7 +3,7 @@
 mod preview;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     io,
     sync::Arc,
     thread,
@@ -126,7 +126,8 @@ impl SkewRun {
         let patch = image.patch(kind, token)?;
         let (programs, rewriting) = programs(&plan)?;
         let mut roll = programs.roll()?;
-        enrol(&trees(&plan.targets, &BTreeMap::new()), &mut roll)?;
+        // There is one rule.
+        enrol(&trees(&plan.targets, |_| 1), &mut roll)?;
         SessionError::if_interrupted()?;
         let guard = Guard::begin(journal.id()).map_err(proc("start a guard"))?;
         journal.note(Change::Vdso(VdsoChange::of(&patch))).map_err(unwritten)?;

@@ -12,8 +12,8 @@ use nix::{
 };
 
 use super::*;
-use crate::kernel::change::LONGEST;
 use crate::kernel::{
+    change::LONGEST,
     stop::tests::{Subject, until, waits_for_its_child},
     vdso::{Image, Kind, Piece},
 };

@@ -284,15 +284,16 @@ impl VdsoChange {
         }
         // Whoever of this process was about to change one, and waits for it, may do so yet.
         let waits = |process| {
-            let waits = io::Error::other("what was begun with it has not come back");
+            let waits = io::Error::other("a write that was begun has not ended");
             (process, Error::new("write", format!("/proc/{process}/mem"), waits))
         };
         unknown.unknown.extend(touched(&self.mark).into_iter().map(waits));
         match several(failed) {
             None if is_clean || !unknown.unknown.is_empty() => unknown.all().map(drop),
             None => {
-                let more =
-                    io::Error::other("processes that have it are begun faster than they are looked at");
+                let more = io::Error::other(
+                    "new processes with changed clocks begin faster than they are put right",
+                );
                 Err(Error::new("undo", "the vDSOs of a target's processes", more))
             }
             Some((_, ClockError::Kernel(error))) => Err(error),
