@@ -29,6 +29,23 @@ pub struct Cgroup {
     directory: File,
 }
 
+/// What writes its caller into this `cgroup.procs`: system calls alone, as a command may make before its program begins.
+///
+/// # Errors
+///
+/// If it has no path that the kernel could be given.
+pub(crate) fn entering(members: &Path) -> Result<impl Fn() -> io::Result<()> + Send + Sync + use<>> {
+    let file = CString::new(members.as_os_str().as_bytes()).context(members.display())?;
+    Ok(move || {
+        // SAFETY: a string that ends with NUL; what is opened is closed by exec, and one byte is read.
+        let written = unsafe {
+            let fd = libc::open(file.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+            libc::write(fd, c"0".as_ptr().cast(), 1)
+        };
+        if written == 1 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    })
+}
+
 impl Cgroup {
     /// A new one.
     ///
@@ -134,16 +151,7 @@ impl Cgroup {
     ///
     /// If this has no path that the kernel could be given.
     pub fn admit(&self, command: &mut Command) -> Result {
-        let file = self.path.join("cgroup.procs");
-        let file = CString::new(file.as_os_str().as_bytes()).context(file.display())?;
-        let enter = move || {
-            // SAFETY: a string that ends with NUL; what is opened is closed by exec, and one byte is read.
-            let written = unsafe {
-                let fd = libc::open(file.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
-                libc::write(fd, c"0".as_ptr().cast(), 1)
-            };
-            if written == 1 { Ok(()) } else { Err(io::Error::last_os_error()) }
-        };
+        let enter = entering(&self.path.join("cgroup.procs"))?;
         // SAFETY: two system calls, no allocation.
         unsafe { command.pre_exec(enter) };
         Ok(())

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::Write,
+    os::unix::process::CommandExt,
     path::PathBuf,
     process::Command,
     thread,
@@ -22,6 +23,7 @@ use super::{
     scene::Scene,
 };
 use crate::{
+    cgroup::entering,
     error::{Context, Result},
     faultline::{Exit, Faultline, binary, sibling},
     harness::{RECORDS, patience},
@@ -178,8 +180,11 @@ fn out_of_memory(scene: &Scene<'_>, owners: &mut [Owner], findings: &mut Vec<Fin
     let mut command = Command::new(sibling("fl-soak")?);
     command.args(["--role", "hog"]).stderr(std::process::Stdio::null());
     crate::harness::die_with_parent(&mut command);
+    // From its start on: what it has taken elsewhere would make it the larger one, and be nobody's want.
+    let enter = entering(&memory.members())?;
+    // SAFETY: two system calls, no allocation.
+    unsafe { command.pre_exec(enter) };
     let mut hog = command.spawn().context("start the hog")?;
-    fs::write(memory.members(), hog.id().to_string()).context("move the hog")?;
     let ended = owners.iter_mut().any(|owner| owner.ends_within(Duration::from_secs(4)));
     let _ = hog.kill();
     let _ = hog.wait();

@@ -1,9 +1,8 @@
 //! The owners of a step: started, looked at, ended, and judged by how they ended.
 
 use std::{
-    ffi::{CStr, CString},
-    fs, io,
-    os::unix::{ffi::OsStrExt, fs::MetadataExt, process::CommandExt},
+    fs,
+    os::unix::{fs::MetadataExt, process::CommandExt},
     path::Path,
     process::Command,
     thread,
@@ -24,6 +23,7 @@ use super::{
     scene::Scene,
 };
 use crate::{
+    cgroup::entering,
     error::{Context, Result},
     faultline::{Exit, Faultline, sibling, with_json},
     harness::{RECORDS, patience},
@@ -57,14 +57,14 @@ impl Owner {
             fault.words.iter().map(|word| scene.word(word, is_elsewhere)).collect::<Result<_>>()?;
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let members = (step.event == Event::OutOfMemory).then(|| scene.memory().members());
-        let members = members.map(|file| CString::new(file.as_os_str().as_bytes()).context(file.display()));
-        let (members, is_careless) = (members.transpose()?, step.is_careless);
+        let enter = members.map(|file| entering(&file)).transpose()?;
+        let is_careless = step.is_careless;
         let prepare = |command: &mut Command| {
             let change = move || {
                 if is_careless {
                     umask(Mode::empty());
                 }
-                members.as_deref().map_or(Ok(()), enter)
+                enter.as_ref().map_or(Ok(()), |enter| enter())
             };
             // SAFETY: system calls alone, on what exists already.
             unsafe { command.pre_exec(change) };
@@ -237,16 +237,6 @@ impl Owner {
 /// What a command says of those that died before.
 fn is_of_others(line: &str) -> bool {
     line.contains(", whose owner is gone, ")
-}
-
-/// Moves the calling process.
-fn enter(members: &CStr) -> io::Result<()> {
-    // SAFETY: a string that ends with NUL; what is opened is closed by exec, and one byte is read.
-    let written = unsafe {
-        let fd = libc::open(members.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
-        libc::write(fd, c"0".as_ptr().cast(), 1)
-    };
-    if written == 1 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// The children of a process.
