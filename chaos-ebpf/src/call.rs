@@ -108,6 +108,10 @@ pub struct Offsets {
     pub task_tgid: u32,
     /// Its own.
     pub task_pid: u32,
+    /// What its process has in common.
+    pub task_signal: u32,
+    /// Of `struct signal_struct`: how many of its threads have not begun to end.
+    pub signal_live: u32,
     /// `PF_*`.
     pub task_flags: u32,
     /// Its memory.
@@ -350,8 +354,8 @@ impl Rule {
 
 const _: () = assert!(size_of::<Inode>() == 16);
 const _: () = assert!(size_of::<Place>() == 16);
-const _: () = assert!(size_of::<Offsets>() == 144);
-const _: () = assert!(size_of::<Setup>() == 376);
+const _: () = assert!(size_of::<Offsets>() == 152);
+const _: () = assert!(size_of::<Setup>() == 384);
 const _: () = assert!(size_of::<Argument>() == 16);
 const _: () = assert!(size_of::<Rule>() == 200);
 

@@ -12,9 +12,9 @@ use std::{
 use crate::{
     cgroup::{Cgroup, Inhabitant},
     ensure,
-    error::{Context, Result},
+    error::{Context, Failure, Result},
     faultline::Faultline,
-    harness::{Need, Test, program},
+    harness::{Need, Test, numbered, program},
     inventory::Inventory,
     lab::{Family, Lab, NEAR_DEVICE},
     traffic::connection::Connection,
@@ -31,10 +31,14 @@ const REDIS: &[Need] = &[
     Need::Program("redis-cli"),
 ];
 
+const NUMBERS: &[Need] =
+    &[REDIS[0], REDIS[1], REDIS[2], REDIS[3], REDIS[4], REDIS[5], REDIS[6], Need::Numbers];
+
 /// The tests of this file.
 pub(crate) const TESTS: &[Test] = &[
     Test::new("by_process::sockets_it_has", sockets_it_has).needs(PID).timeout(90).waits(),
     Test::new("by_process::whom_it_begins", whom_it_begins).needs(REDIS),
+    Test::new("by_process::a_number_that_is_given_again", given_again).needs(NUMBERS),
     Test::new("by_process::what_is_none", refused).needs(PID),
 ];
 
@@ -140,6 +144,23 @@ impl Drop for Shell {
     }
 }
 
+/// What one says whom a server answers.
+fn answered(server: &TcpListener, shell: Shell) -> Result<String> {
+    let answers = std::thread::spawn({
+        let server = server.try_clone().context("dup")?;
+        // Those of the target, if they ever stood, end before they say anything.
+        move || loop {
+            let (mut client, _) = server.accept()?;
+            if client.read(&mut [0; 64]).is_ok_and(|length| length > 0) {
+                return client.write_all(b"+PONG\r\n");
+            }
+        }
+    });
+    let answer = shell.go()?;
+    answers.join().map_err(|_| Failure::new("the server panicked"))?.context("serve")?;
+    Ok(answer)
+}
+
 /// A child that comes to be later, in another cgroup, makes its socket then and is hit; that of another shell is not.
 fn whom_it_begins() -> Result {
     let (lab, cgroups) = (Lab::new()?, [Cgroup::new()?, Cgroup::new()?]);
@@ -157,20 +178,42 @@ fn whom_it_begins() -> Result {
         fault.wait_event("armed", PATIENCE)?;
         let answer = target.go()?;
         ensure!(answer.contains(said), "{words:?}: {answer:?}");
-        let answers = std::thread::spawn({
-            let server = server.try_clone().context("dup")?;
-            // Those of the target, if they ever stood, end before they say anything.
-            move || loop {
-                let (mut client, _) = server.accept()?;
-                if client.read(&mut [0; 64]).is_ok_and(|length| length > 0) {
-                    return client.write_all(b"+PONG\r\n");
-                }
-            }
-        });
-        let answer = bystander.go()?;
+        let answer = answered(&server, bystander)?;
         ensure!(answer.trim() == "PONG", "{words:?}: beside it {answer:?}");
-        answers.join().map_err(|_| crate::error::Failure::new("the server panicked"))?.context("serve")?;
         // The target is gone, which ends the fault by itself.
+        let exit = fault.wait(PATIENCE)?;
+        ensure!(exit.code == Some(4), "{words:?}: {:?} {}", exit.code, exit.stderr);
+        ensure!(exit.fired()? >= 1, "{words:?}: it never fired");
+    }
+    Ok(())
+}
+
+/// Of two targets one ends. Whoever gets its number then is a bystander, and the other is still hit.
+fn given_again() -> Result {
+    let (lab, cgroups) = (Lab::new()?, [Cgroup::new()?, Cgroup::new()?]);
+    let cgroups = cgroups.each_ref();
+    let at = lab.outward(Family::V4).target;
+    let server = lab.far.run(|| TcpListener::bind((at, PORT)).context("listen"))?;
+    let at = server.local_addr().context("getsockname")?;
+    for (words, said) in
+        [(&["refuse"][..], "Connection refused"), (&["reset", "--dev", NEAR_DEVICE], "reset by peer")]
+    {
+        let (ends, stays) = (Shell::new(&lab, cgroups, at)?, Shell::new(&lab, cgroups, at)?);
+        let number = ends.0.id();
+        let pids = [number, stays.0.id()].map(|pid| pid.to_string());
+        let words = [&["net"], words, &["--pid", &pids[0], "--pid", &pids[1]]].concat();
+        let fault = Faultline::start_in(&lab.near, &words)?;
+        fault.wait_event("armed", PATIENCE)?;
+        drop(ends);
+        // It is looked for several times before each.
+        for _ in 0..2 {
+            fault.wait_event("progress", PATIENCE)?;
+        }
+        let other = numbered(number, || Shell::new(&lab, cgroups, at), |shell| shell.0.id())?;
+        let answer = answered(&server, other)?;
+        ensure!(answer.trim() == "PONG", "{words:?}: whoever has its number: {answer:?}");
+        let answer = stays.go()?;
+        ensure!(answer.contains(said), "{words:?}: the other target: {answer:?}");
         let exit = fault.wait(PATIENCE)?;
         ensure!(exit.code == Some(4), "{words:?}: {:?} {}", exit.code, exit.stderr);
         ensure!(exit.fired()? >= 1, "{words:?}: it never fired");

@@ -1,6 +1,7 @@
 //! Throw-away cgroups.
 
 use std::{
+    collections::BTreeSet,
     ffi::CString,
     fs::{self, File},
     io,
@@ -11,16 +12,26 @@ use std::{
     path::{Path, PathBuf},
     process::{self, Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
 };
 
 use crate::{
+    ensure,
     error::{Context, Result},
-    harness::program,
+    harness::{patience, program},
     lab::Netns,
 };
 
 const MOUNTS: &str = "/proc/self/mounts";
 const OWN: &str = "/proc/self/cgroup";
+/// What a process may take to begin, or to be gone.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A cgroup below the root, without processes. Removed when dropped.
 #[derive(Debug)]
@@ -136,6 +147,28 @@ impl Cgroup {
         self.run(|| Ok(Inhabitant(command.spawn().context(program.display())?)))
     }
 
+    /// Starts a process in here that has begun so many others, each with its files. `prepare` may change it before.
+    ///
+    /// # Errors
+    ///
+    /// If they cannot be started.
+    pub(crate) fn crowd(&self, others: usize, prepare: impl FnOnce(&mut Command)) -> Result<Crowd<'_>> {
+        let script =
+            format!("exec 3<&0; i=0; while [ $i -lt {others} ]; do cat <&3 & i=$((i + 1)); done; wait");
+        let first = self.inhabit_as(&program("sh").context("no program sh")?, |command| {
+            command.args(["-c", &script]).process_group(0);
+            prepare(command);
+        })?;
+        let mut crowd = Crowd { cgroup: self, first, pids: BTreeSet::new() };
+        let deadline = Instant::now() + patience(PATIENCE);
+        while crowd.pids.len() != others + 1 {
+            ensure!(Instant::now() < deadline, "{} of {others} others have begun", crowd.pids.len());
+            thread::sleep(Duration::from_millis(5));
+            crowd.pids = crowd.group()?;
+        }
+        Ok(crowd)
+    }
+
     /// The same in a network namespace.
     ///
     /// # Errors
@@ -219,6 +252,52 @@ impl Drop for Inhabitant {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+/// A process, and others that it has begun. Killed when dropped.
+#[derive(Debug)]
+pub(crate) struct Crowd<'a> {
+    cgroup: &'a Cgroup,
+    first: Inhabitant,
+    pids: BTreeSet<u32>,
+}
+
+impl Crowd<'_> {
+    /// That of the first.
+    pub(crate) fn pid(&self) -> u32 {
+        self.first.pid()
+    }
+
+    /// Those of all.
+    pub(crate) fn pids(&self) -> &BTreeSet<u32> {
+        &self.pids
+    }
+
+    /// Who of the cgroup is in the first one's process group, and has become what it was begun for.
+    fn group(&self) -> Result<BTreeSet<u32>> {
+        let file = self.cgroup.path.join("cgroup.procs");
+        let all = fs::read_to_string(&file).context(file.display())?;
+        let group = Some(self.pid().to_string());
+        let is_of_it = |pid: &u32| {
+            // `PID (NAME) STATE PARENT GROUP ...`; it may have ended.
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let (name, rest) = stat.rsplit_once(") ").unwrap_or_default();
+            let is_there = *pid == self.pid() || name.ends_with("(cat");
+            is_there && rest.split(' ').nth(2).map(str::to_owned) == group
+        };
+        Ok(all.lines().filter_map(|pid| pid.parse().ok()).filter(is_of_it).collect())
+    }
+}
+
+impl Drop for Crowd<'_> {
+    fn drop(&mut self) {
+        let _ = killpg(Pid::from_raw(self.pid().cast_signed()), Signal::SIGKILL);
+        // Its cgroup can only be removed when all have ended.
+        let deadline = Instant::now() + patience(PATIENCE);
+        while Instant::now() < deadline && self.group().is_ok_and(|group| !group.is_empty()) {
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 

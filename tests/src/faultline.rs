@@ -20,7 +20,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::{sys::signal::Signal, unistd::Pid};
+use nix::{
+    sys::{
+        resource::{Resource, getrlimit, rlim_t, setrlimit},
+        signal::Signal,
+    },
+    unistd::Pid,
+};
 
 pub use self::events::{Counted, Event, RuleCounters};
 use self::events::{Shared, parse};
@@ -113,6 +119,16 @@ impl Exit {
     pub fn fired(&self) -> Result<u64> {
         Ok(self.event("summary")?.rules()?.iter().map(|rule| rule.fired.packets).sum())
     }
+}
+
+/// Limits what a command may have, before its program begins; what it may ask for beyond that, too, if that is said.
+pub(crate) fn limit_to(command: &mut Command, resource: Resource, limit: rlim_t, most: Option<rlim_t>) {
+    let set = move || {
+        let most = most.map_or_else(|| getrlimit(resource).map(|(_, most)| most), Ok)?;
+        Ok(setrlimit(resource, limit, most)?)
+    };
+    // SAFETY: two system calls.
+    unsafe { command.pre_exec(set) };
 }
 
 /// The arguments with `--json`, which belongs before the first `--and`, and before the words of a command to run.

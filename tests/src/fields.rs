@@ -88,7 +88,10 @@ const FAULTS: &[Fault] = &[
     Fault { line: "net refuse --cgroup CGROUP", reads: &[&["task_struct.tgid"]] },
     Fault { line: "sys delay getpid 1us --cgroup CGROUP", reads: &[CALLER, DESCRIPTOR] },
     Fault { line: "io delay 1us --ops read --cgroup CGROUP", reads: &[CALLER, DESCRIPTOR] },
-    Fault { line: "io delay 1us --ops read --pid PID", reads: &[CALLER, DESCRIPTOR, &["task_struct.pid"]] },
+    Fault {
+        line: "io delay 1us --ops read --pid PID",
+        reads: &[CALLER, DESCRIPTOR, &["task_struct.pid", "task_struct.signal", "signal_struct.live"]],
+    },
     Fault {
         line: "io delay 1us --ops read --cgroup CGROUP --path /run",
         reads: &[CALLER, DESCRIPTOR, FILE, FOLDERS],

@@ -4,6 +4,7 @@ mod cells;
 mod child;
 mod kernel_log;
 mod need;
+mod numbered;
 mod place;
 mod standstill;
 
@@ -29,6 +30,7 @@ pub(crate) use self::{
     child::{die_with_parent, pidfd, wait_for_exit},
     kernel_log::KernelLog,
     need::program,
+    numbered::numbered,
     place::{RECORDS, enter, own_run, programs_folder},
 };
 use self::{need::Machine, standstill::Watch};

@@ -12,7 +12,10 @@ use std::{
 };
 
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::{
+        resource::Resource,
+        signal::{Signal, kill},
+    },
     unistd::Pid,
 };
 
@@ -20,7 +23,7 @@ use crate::{
     cgroup::Cgroup,
     ensure,
     error::{Context, Result},
-    faultline::Faultline,
+    faultline::{Faultline, limit_to},
     harness::{Need, Test, die_with_parent, patience, program},
     inventory::Inventory,
     lab::{Family, Lab, NEAR_DEVICE, Netns},
@@ -31,6 +34,7 @@ use crate::{
 const BPF: &[Need] = &[Need::Root, Need::Btf, Need::CgroupV2];
 const CONNECT: &[Need] = &[Need::Root, Need::Btf, Need::CgroupV2, Need::CgroupConnect];
 
+const PID: &[Need] = &[Need::Root, Need::Btf, Need::CgroupV2, Need::CgroupSock];
 const TRACED: &[Need] = &[Need::Root, Need::Btf, Need::CgroupV2, Need::CgroupSock, Need::Program("strace")];
 
 /// The tests of this file.
@@ -41,6 +45,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("sever::reset_both_ends", reset).needs(BPF).timeout(60).waits(),
     Test::new("sever::reset_on_loopback", reset_on_loopback).needs(BPF),
     Test::new("sever::reset_looks_at_no_process", looks_at_no_process).needs(TRACED).timeout(90).waits(),
+    Test::new("sever::reset_with_few_descriptors", few_descriptors).needs(PID).timeout(90).waits(),
     Test::new("sever::timeout_once_it_stands", timeout).needs(BPF).timeout(60).waits(),
     Test::new("sever::killed", killed).needs(CONNECT).once(),
     Test::new("sever::what_cannot_be", refused).needs(&[Need::Root, Need::Btf]),
@@ -299,6 +304,36 @@ fn looks_at_no_process() -> Result {
         // strace, in another network namespace, knows no socket's protocol.
         let asks = ["nlmsg_type=SOCK_DIAG_BY_FAMILY", "nlmsg_type=0x14 "].iter().any(|it| calls.contains(it));
         ensure!(asks, "{aim}: it does not ask for connections, by {} calls", calls.lines().count());
+        is_reset(&silent.client, &format!("{aim}: the client"))?;
+        is_reset(&silent.server, &format!("{aim}: the server"))?;
+        ensure!(bystander.works()?, "{aim}: the bystander is dead");
+        fault.end()?;
+    }
+    Ok(())
+}
+
+/// More processes than it may have files open have the connection that is silent, the last of them as the first.
+fn few_descriptors() -> Result {
+    const FEW: u64 = 100;
+    const OTHERS: usize = 150;
+    for aim in ["--cgroup", "--pid"] {
+        let service = Service::new(Way::Out, Family::V4)?;
+        let (silent, mut bystander) = (service.connection()?, service.bystander()?);
+        let end: OwnedFd = silent.client.try_clone().context("dup")?.into();
+        let near = &service.lab.near;
+        let crowd = near.run(|| {
+            service.cgroup.crowd(OTHERS, |command| {
+                command.stdout(Stdio::from(end));
+            })
+        })?;
+        let (pid, path) = (crowd.pid().to_string(), service.cgroup.path().display().to_string());
+        let whom = if aim == "--pid" { &pid } else { &path };
+        let place = near.path().display().to_string();
+        let words = ["net", "reset", "--dev", NEAR_DEVICE, aim, whom, "--netns", &place];
+        let fault = Faultline::start_with(&words, |command| {
+            limit_to(command, Resource::RLIMIT_NOFILE, FEW, Some(FEW));
+        })?;
+        fault.wait_event("armed", PATIENCE)?;
         is_reset(&silent.client, &format!("{aim}: the client"))?;
         is_reset(&silent.server, &format!("{aim}: the server"))?;
         ensure!(bystander.works()?, "{aim}: the bystander is dead");

@@ -10,6 +10,7 @@ mod kernels;
 mod killed;
 mod leap;
 mod monotonic;
+mod numbers;
 mod offset;
 pub(crate) mod processes;
 mod programs;
@@ -41,5 +42,6 @@ pub(crate) const TESTS: &[&[Test]] = &[
     killed::TESTS,
     ending::TESTS,
     asked::TESTS,
+    numbers::TESTS,
     input::TESTS,
 ];

@@ -34,14 +34,16 @@ extern "C" fn fl_forked(arguments: *const u64) -> i64 {
     0
 }
 
-/// `sched_process_free`: a task that is no more, and whose number another may have.
+/// `sched_process_exit`: a task that ends. With the last of its process this ends, which has its number until it is waited for: whoever
+/// gets that then is another, at once, while the kernel frees the task only in its own time.
 #[unsafe(no_mangle)]
-#[unsafe(link_section = "raw_tp/sched_process_free")]
+#[unsafe(link_section = "raw_tp/sched_process_exit")]
 extern "C" fn fl_gone(arguments: *const u64) -> i64 {
     // SAFETY: the context the kernel called us with has one.
     let task = unsafe { *arguments as Object };
     let setup = setup();
-    if !is_thread(setup, task) {
+    let process = Addressed::object(task, setup.at.task_signal);
+    if Addressed::int(process, setup.at.signal_live) == 0 {
         let _ = FL_PROCESSES.remove(tgid(setup, task));
     }
     0

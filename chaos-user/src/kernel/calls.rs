@@ -34,7 +34,7 @@ const SETUP: &str = "FL_SETUP";
 
 /// The programs that say who belongs to a process, and their tracepoints.
 pub(super) const FOLLOWED: [(&str, &str); 2] =
-    [(program::FORKED, "sched_process_fork"), (program::GONE, "sched_process_free")];
+    [(program::FORKED, "sched_process_fork"), (program::GONE, "sched_process_exit")];
 
 /// Processes that can belong to the targets at a time.
 const PROCESSES: u32 = 1 << 15;

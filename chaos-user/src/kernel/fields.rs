@@ -60,6 +60,8 @@ pub const OF_CALLS: &[Field<Offsets>] = fields! {
 /// What those read that are told by their file, by who makes them or by what they would do to it.
 pub const OF_FILES: &[Field<Offsets>] = fields! {
     task_pid: "task_struct" "pid",
+    task_signal: "task_struct" "signal",
+    signal_live: "signal_struct" "live",
     task_comm: "task_struct" "comm",
     cred_euid: "cred" "euid",
     file_dentry: "file" "f_path.dentry",

@@ -8,6 +8,7 @@ mod judge;
 mod room;
 mod scene;
 mod trace;
+mod twice;
 
 use std::{
     collections::BTreeMap,
@@ -51,7 +52,7 @@ const SLOW: &[Need] = &[Need::Root, Need::IoMax, Need::Disks, STRACE];
 const LONG: u64 = 1800;
 
 /// The tests of these files.
-pub(crate) const TESTS: &[&[Test]] = &[FAMILIES, room::TESTS];
+pub(crate) const TESTS: &[&[Test]] = &[FAMILIES, room::TESTS, twice::TESTS];
 
 const FAMILIES: &[Test] = &[
     Test::new("failing::loss", loss).needs(PACKETS).timeout(LONG).once().waits().slow(),

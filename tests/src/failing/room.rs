@@ -1,12 +1,12 @@
 //! No room: no descriptors, no memory, and no space for the later lines of a record. The kernel itself says so here, again
 //! and again from that moment on.
 
-use std::{fs, process::Command};
+use std::fs;
 
 use nix::{
     mount::{MsFlags, mount, umount},
     sys::{
-        resource::{Resource, rlim_t, setrlimit},
+        resource::{Resource, rlim_t},
         signal::Signal,
     },
 };
@@ -18,7 +18,7 @@ use super::{
 use crate::{
     ensure,
     error::{Context, Result},
-    faultline::{Exit, Faultline},
+    faultline::{Exit, Faultline, limit_to},
     harness::{Need, RECORDS, Test, is_gate},
     life::{
         environment::one_sentence,
@@ -43,13 +43,8 @@ const RUNS: [(&str, Work); 2] = [
 ];
 
 fn limited(words: &[String], resource: Resource, limit: rlim_t) -> Result<Exit> {
-    let limit = move |command: &mut Command| {
-        let set = move || Ok(setrlimit(resource, limit, limit)?);
-        // SAFETY: one system call.
-        unsafe { std::os::unix::process::CommandExt::pre_exec(command, set) };
-    };
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    Faultline::run_with(&words, limit)
+    Faultline::run_with(&words, |command| limit_to(command, resource, limit, Some(limit)))
 }
 
 fn is_usual(exit: &Exit) -> bool {

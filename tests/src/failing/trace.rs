@@ -166,6 +166,19 @@ pub(super) fn parse(text: &str) -> Listing {
     listing
 }
 
+/// How many calls of a name the task has made that has made most of them.
+pub(super) fn most(text: &str, name: &str) -> u32 {
+    let mut counts: HashMap<&str, u32> = HashMap::new();
+    for line in text.lines() {
+        if let Some((task, rest)) = line.split_once(' ')
+            && rest.trim_start().split_once('(').is_some_and(|(called, _)| called == name)
+        {
+            *counts.entry(task).or_default() += 1;
+        }
+    }
+    counts.into_values().max().unwrap_or(0)
+}
+
 /// What a call is about, numbers left out.
 fn object(name: &str, arguments: &str) -> String {
     let after = |mark: &str| {
@@ -278,6 +291,11 @@ mod tests {
         ];
         assert_eq!(calls, expected);
         assert_eq!((listing.total, listing.runtime, listing.infallible), (14, 7, 1));
+    }
+
+    #[test]
+    fn calls_are_counted_by_task() {
+        assert_eq!((most(TEXT, "bpf"), most(TEXT, "rt_sigaction"), most(TEXT, "none")), (1, 2, 0));
     }
 
     #[test]

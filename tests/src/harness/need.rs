@@ -13,6 +13,7 @@ use chaos_user::kernel::{
     probe::{self, Report},
 };
 
+use super::numbered::LAST;
 use crate::{cgroup, doctor, slow};
 
 /// Something a test cannot do without.
@@ -38,6 +39,10 @@ pub enum Need {
     Placement,
     /// Who shares memory can be told (`CONFIG_KCMP`).
     Kcmp,
+    /// Numbers of processes that are given again (`CONFIG_CHECKPOINT_RESTORE`).
+    Numbers,
+    /// Interfaces that a process is at the other end of (`CONFIG_TUN`).
+    Tun,
     /// A guest of `cargo xtask vm`, where whatever fails for everybody fails for nobody else.
     Guest,
 }
@@ -81,6 +86,8 @@ impl fmt::Display for Need {
             Self::Fuse => formatter.write_str("fuse"),
             Self::Placement => formatter.write_str("placement"),
             Self::Kcmp => formatter.write_str("kcmp"),
+            Self::Numbers => formatter.write_str("numbers"),
+            Self::Tun => formatter.write_str("tun"),
             Self::Guest => formatter.write_str("guest"),
         }
     }
@@ -109,9 +116,11 @@ impl Machine {
             Need::KnownKernel => doctor::known_kernel(),
             Need::Disks => slow::has_disks(),
             Need::Program(name) => require(program(name).is_some(), || "not installed".into()),
-            Need::Fuse => require(has_fuse(), || "no /dev/fuse".into()),
+            Need::Fuse => require(opens("/dev/fuse"), || "no /dev/fuse".into()),
             Need::Placement => require(has_placement(), || "no PR_SET_MM_MAP".into()),
             Need::Kcmp => require(has_kcmp(), || "no kcmp".into()),
+            Need::Numbers => require(Path::new(LAST).exists(), || format!("no {LAST}")),
+            Need::Tun => require(opens("/dev/net/tun"), || "no /dev/net/tun".into()),
             // Its init says so.
             Need::Guest => require(env::var_os("FAULTLINE_KERNEL").is_some(), || "others live here".into()),
         }
@@ -122,9 +131,9 @@ fn require(met: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> 
     if met { Ok(()) } else { Err(otherwise()) }
 }
 
-fn has_fuse() -> bool {
-    // It may be there, and nothing behind it.
-    File::options().read(true).write(true).open("/dev/fuse").is_ok()
+/// Whether a device is there, and something behind it.
+fn opens(device: &str) -> bool {
+    File::options().read(true).write(true).open(device).is_ok()
 }
 
 fn has_placement() -> bool {

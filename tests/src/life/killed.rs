@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use super::scene::{PATIENCE, Scene, records};
 use crate::{
@@ -30,6 +33,19 @@ const WAYS: [&str; 3] = ["in", "out", "both"];
 /// Where in its life an owner was when it was killed, by its record: none yet; loading and attaching; attached;
 /// armed; its time over.
 const PHASES: [&str; 5] = ["starting", "attaching", "attached", "armed", "ending"];
+
+/// Kills an owner without its guard's coming to know of it.
+pub(crate) fn kill_with_its_guard(fault: &Faultline) -> Result {
+    fault.kill(Signal::SIGSTOP)?;
+    let pid = fault.pid();
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    for guard in fs::read_to_string(&path).context(&path)?.split_whitespace() {
+        let guard = Pid::from_raw(guard.parse().context(guard)?);
+        kill(guard, Signal::SIGKILL).context(guard)?;
+    }
+    fault.kill(Signal::SIGKILL)?;
+    fault.wait(PATIENCE).map(drop)
+}
 
 /// Half of them somewhere before they are armed, the others after.
 fn at_any_moment() -> Result {

@@ -2,6 +2,7 @@
 //! why and leaves nothing.
 
 mod doctor;
+mod driver;
 pub(crate) mod elsewhere;
 mod ending;
 pub(crate) mod environment;
@@ -24,6 +25,7 @@ use crate::harness::Test;
 /// The tests of these files.
 pub(crate) const TESTS: &[&[Test]] = &[
     doctor::TESTS,
+    driver::TESTS,
     elsewhere::TESTS,
     ending::TESTS,
     environment::TESTS,

@@ -1,8 +1,9 @@
 //! Who is hit, beside somebody of almost the same name.
 
-use std::{ffi::OsStr, os::unix::ffi::OsStrExt, time::Duration};
+use std::{ffi::OsStr, fs, os::unix::ffi::OsStrExt, path::Path, process, time::Duration};
 
 use chaos_user::kernel::mechanism::Mechanism;
+use nix::mount::{MsFlags, mount};
 
 use super::{BPF, PATIENCE, cgroups::Home};
 use crate::{
@@ -20,8 +21,11 @@ const CLOCKS: &[Need] = &[Need::Root, Need::Btf, Need::CgroupV2, Need::Mechanism
 
 pub(super) const TESTS: &[Test] = &[
     Test::new("names::whose_packets_are_hit", whose_packets).needs(BPF).timeout(90).waits(),
+    Test::new("names::which_namespace_is_hit", which_namespace).needs(BPF).timeout(90).waits(),
     Test::new("names::whose_clocks_are_hit", whose_clocks).needs(CLOCKS).timeout(90).waits(),
 ];
+
+const NONE: Option<&str> = None;
 
 /// What is aimed at, and a bystander whose name differs by a byte, or by one that cannot be typed.
 const PAIRS: &[(&str, &[u8])] = &[
@@ -32,25 +36,56 @@ const PAIRS: &[(&str, &[u8])] = &[
     ("a\u{1b}[2J", b"a\x1a[2J"),
 ];
 
-/// The packets of one are lost, and none of the other's.
+/// The packets of one are lost, and none of the other's, whether it is named by its path or as a unit.
 fn whose_packets() -> Result {
     let lab = Lab::new()?;
     let place = lab.near.path().display().to_string();
-    for (target, bystander) in PAIRS {
+    for (name, bystander) in PAIRS {
         let above = Cgroup::new()?;
-        let home = |name: &[u8]| Home::new(&above, name, &lab)?.context("refused");
-        let (target, bystander) = (home(target.as_bytes())?, home(bystander)?);
+        let unit = format!("fl-{}-{name}.service", process::id());
+        let home = |name: &[u8]| {
+            let name = [format!("fl-{}-", process::id()).as_bytes(), name, b".service"].concat();
+            Home::new(&above, &name, &lab)?.context("refused")
+        };
+        let (target, bystander) = (home(name.as_bytes())?, home(bystander)?);
         let open =
             |home: &Home, port| home.cgroup.run(|| Probe::open(lab.outward(Family::V4), port, port + 1_000));
         let (hit, spared) = (open(&target, 4_000)?, open(&bystander, 4_001)?);
         let path = target.cgroup.path().to_str().context("it can be typed")?;
-        let words = ["net", "loss", "100%", "--dev", NEAR_DEVICE, "--netns", &place, "--cgroup", path];
-        let fault = Faultline::start(&words)?;
+        for whom in [["--cgroup", path], ["--unit", &unit]] {
+            let words =
+                [&["net", "loss", "100%", "--dev", NEAR_DEVICE, "--netns", &place][..], &whom].concat();
+            let fault = Faultline::start(&words)?;
+            fault.wait_event("armed", PATIENCE)?;
+            let counts = [came(&hit)?, came(&spared)?];
+            fault.end()?;
+            ensure!(counts == [0, 20], "{whom:?}: {counts:?} of 20 came");
+            ensure!(came(&hit)? == 20, "{whom:?}: lost after it");
+        }
+    }
+    Ok(())
+}
+
+/// The packets of one network namespace are lost, and none of that which has almost its name.
+fn which_namespace() -> Result {
+    let (lab, other) = (Lab::new()?, Lab::new()?);
+    let open = |lab: &Lab, port| Probe::open(lab.outward(Family::V4), port, port + 1_000);
+    let (hit, spared) = (open(&lab, 4_000)?, open(&other, 4_001)?);
+    fs::create_dir_all("/run/netns").context("/run/netns")?;
+    let bind = |lab: &Lab, name: &[u8]| {
+        let named = Path::new("/run/netns").join(OsStr::from_bytes(name));
+        fs::write(&named, "").context(named.display())?;
+        mount(Some(&lab.near.path()), &named, NONE, MsFlags::MS_BIND, NONE).context("bind")
+    };
+    for (target, bystander) in PAIRS {
+        bind(&lab, target.as_bytes())?;
+        bind(&other, bystander)?;
+        let fault = Faultline::start(&["net", "loss", "100%", "--dev", NEAR_DEVICE, "--netns", target])?;
         fault.wait_event("armed", PATIENCE)?;
         let counts = [came(&hit)?, came(&spared)?];
         fault.end()?;
-        ensure!(counts == [0, 20], "{path:?}: {counts:?} of 20 came");
-        ensure!(came(&hit)? == 20, "{path:?}: lost after it");
+        ensure!(counts == [0, 20], "{target:?}: {counts:?} of 20 came");
+        ensure!(came(&hit)? == 20, "{target:?}: lost after it");
     }
     Ok(())
 }

@@ -1,11 +1,7 @@
 //! Each capability that something takes is missing in turn, for every kind of fault: it is named, or nothing is amiss.
 
-use std::{fs, thread};
+use std::thread;
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
 use serde_json::Value;
 
 use super::{
@@ -20,7 +16,10 @@ use crate::{
     harness::{Need, Test},
     inventory::Inventory,
     lab::{Lab, NEAR_DEVICE},
-    life::scene::{PATIENCE, at_once, records},
+    life::{
+        killed::kill_with_its_guard,
+        scene::{PATIENCE, at_once, records},
+    },
 };
 use chaos_user::kernel::mechanism::Mechanism;
 
@@ -236,17 +235,4 @@ fn what_a_sweep_takes() -> Result {
     ensure!(exit.code == Some(0) && records()?.is_empty(), "{exit:?}");
     drop(target);
     before.wait_until_equal(&[], at_once())
-}
-
-/// Kills an owner without its guard's coming to know of it.
-fn kill_with_its_guard(fault: &Faultline) -> Result {
-    fault.kill(Signal::SIGSTOP)?;
-    let pid = fault.pid();
-    let path = format!("/proc/{pid}/task/{pid}/children");
-    for guard in fs::read_to_string(&path).context(&path)?.split_whitespace() {
-        let guard = Pid::from_raw(guard.parse().context(guard)?);
-        kill(guard, Signal::SIGKILL).context(guard)?;
-    }
-    fault.kill(Signal::SIGKILL)?;
-    fault.wait(PATIENCE).map(drop)
 }

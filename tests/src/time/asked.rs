@@ -1,14 +1,19 @@
 //! A command that was started under a fault hears of each signal that asks the fault to end, once, whatever has become of that.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::Write,
     os::{fd::AsRawFd, unix::process::CommandExt},
     thread,
     time::{Duration, Instant},
 };
 
-use nix::{errno::Errno, pty::openpty, sys::signal::Signal, unistd::setsid};
+use nix::{
+    errno::Errno,
+    pty::openpty,
+    sys::signal::Signal,
+    unistd::{Pid, setsid},
+};
 
 use super::{
     NEEDS,
@@ -57,6 +62,26 @@ fn told(fault: &Faultline) -> Result<Exit> {
     Ok(exit)
 }
 
+/// Waits until a process has one child alone, which has not ended: the command, and no remains of a guard.
+fn only_child(parent: Pid) -> Result {
+    let deadline = Instant::now() + patience(PATIENCE);
+    loop {
+        let mut states = Vec::new();
+        for entry in fs::read_dir("/proc").context("/proc")?.flatten() {
+            // `PID (NAME) STATE PARENT ...`; it may have ended.
+            let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
+            let mut words = stat.rsplit_once(") ").map_or("", |(_, rest)| rest).split(' ');
+            let (state, of) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+            states.extend((of == parent.to_string()).then(|| state.to_owned()));
+        }
+        if matches!(&states[..], [state] if state != "Z") {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "children of {parent} in these states: {states:?}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// The fault's time is over, and who began the command only waits for it.
 fn after() -> Result {
     let mut scene = Scene::set()?;
@@ -66,6 +91,7 @@ fn after() -> Result {
     // There is no fault any more that could be stopped.
     let stopped = Faultline::run(&["stop", "--all"])?;
     ensure!(stopped.code == Some(0), "{stopped:?}");
+    only_child(fault.pid())?;
     told(&fault)?;
     // It is the first signal that ends the fault.
     let exit = told(&start(&[], COUNTS)?)?;
