@@ -42,7 +42,7 @@ pub(crate) const TESTS: &[Test] = &[
         .timeout(60)
         .slow(),
     Test::new("ground::udp_loss_is_seen", udp_loss_is_seen),
-    Test::new("ground::paced_udp_keeps_time", paced_udp_keeps_time),
+    Test::new("ground::paced_udp_keeps_time", paced_udp_keeps_time).slow(),
     Test::new("ground::echo_loses_nothing", echo_loses_nothing),
     Test::new("ground::echo_loss_is_seen_by_direction", echo_loss_is_seen_by_direction),
     Test::new("ground::requests_lose_nothing", requests_lose_nothing),

@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use chaos_user::kernel::clock;
 use nix::{
     errno::Errno,
     sys::{
@@ -59,7 +60,7 @@ pub(super) struct Seen {
     pub(super) mixed: u64,
     /// One failed for another reason.
     pub(super) foreign: u64,
-    /// When the last attempt of which a call failed began, in [`monotonic_ns`].
+    /// When the last attempt of which a call failed began, by the last tick, as the programs tell the time.
     pub(super) last_hit_at: u64,
 }
 
@@ -182,7 +183,7 @@ fn shared() -> Result<&'static Board> {
 fn attempts(board: &Board, path: &CString, file: &File) -> ! {
     let mut next = monotonic_ns();
     loop {
-        let start = monotonic_ns();
+        let start = clock::monotonic();
         let errors = attempt(path, file);
         let failed = errors.iter().filter(|errno| **errno == ERRNO).count();
         let worked = errors.iter().filter(|errno| **errno == 0).count();

@@ -96,7 +96,7 @@ fn changes_between(record: &Record, start: u64, first: u64, last: u64) -> Result
         if until.is_some_and(|until| *until < start + first * 1_000_000) {
             early += 1;
             ensure!(!seen, "packet {sequence} came, sent {:.1} ms after", milliseconds(from));
-        } else if from > start + last * 1_000_000 {
+        } else if record.ticked_at[sequence] > start + last * 1_000_000 {
             late += 1;
             ensure!(*seen, "packet {sequence} was lost, sent {:.1} ms after", milliseconds(from));
         }

@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use chaos_user::kernel::clock;
+
 use super::{
     barrier::{BATCH, Barrier, Pin},
     monotonic_ns, sleep_until_ns,
@@ -110,6 +112,8 @@ pub struct Record {
     pub refused: Vec<(u32, i32)>,
     /// When each packet was sent, in [`monotonic_ns`]; only of paced transfers.
     pub sent_at: Vec<u64>,
+    /// The last tick by then, which is when it is for the programs: an emulated machine's come late.
+    pub ticked_at: Vec<u64>,
     /// At each place where packets are counted, which came.
     pub received: Vec<Received>,
 }
@@ -179,6 +183,7 @@ impl Channel {
             sleep_until_ns(start + u64::from(sequence) * interval.as_nanos() as u64);
             let packet = compose(Mark { run: self.run, sequence });
             record.sent_at.push(monotonic_ns());
+            record.ticked_at.push(clock::monotonic());
             self.send(&[packet], &mut record)?;
             self.collect(&mut record)?;
         }

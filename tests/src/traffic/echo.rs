@@ -89,7 +89,7 @@ impl Echo {
 }
 
 fn split(record: Record) -> Result<EchoRecord> {
-    let Record { sent, refused, sent_at, mut received } = record;
+    let Record { sent, refused, sent_at, mut received, .. } = record;
     let replies = received.pop().context("no second tap")?;
     let requests = received.pop().context("no first tap")?;
     Ok(EchoRecord { sent, refused, sent_at, requests, replies })
