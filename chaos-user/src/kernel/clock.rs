@@ -1,6 +1,9 @@
 //! The clocks the programs and the lease are measured by.
 
-use std::{io, time::Duration};
+use std::{
+    io, thread,
+    time::{Duration, Instant},
+};
 
 use nix::time::{ClockId, clock_getres, clock_gettime};
 
@@ -63,20 +66,23 @@ impl Ticks {
     ///
     /// # Errors
     ///
-    /// The kernel's.
+    /// The kernel's; that they do not agree for two seconds.
     pub fn read() -> Result<Self> {
-        const ATTEMPTS: usize = 100;
+        const PATIENCE: Duration = Duration::from_secs(2);
+        const PAUSE: Duration = Duration::from_micros(500);
         let length = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)
             .map_err(|errno| Error::new("clock_getres", "CLOCK_MONOTONIC_COARSE", errno.into()))?;
         let length = Duration::from(length).as_nanos() as u64;
         // Loaded once: in a guest that alone may take longer than a tick.
         let question = probe::jiffies()?;
-        for _ in 0..ATTEMPTS {
+        let deadline = Instant::now() + PATIENCE;
+        while length > 0 && Instant::now() < deadline {
             let monotonic = monotonic();
             let jiffies = question.ask()?;
-            if monotonic == self::monotonic() && length > 0 {
+            if agree(monotonic, self::monotonic(), exact(), length) {
                 return Ok(Self { jiffies, monotonic, length });
             }
+            thread::sleep(PAUSE);
         }
         Err(Error::new("read", "jiffies and CLOCK_MONOTONIC_COARSE", io::ErrorKind::TimedOut.into()))
     }
@@ -95,9 +101,24 @@ impl Ticks {
     }
 }
 
+/// Whether no tick was counted between two looks at the clock that goes by them, and none was being counted: the kernel counts
+/// `jiffies_64` first, and the CPU that does so may be an emulated one that stands still in between. After a tick the clock is less
+/// than two of them behind the exact one.
+fn agree(before: u64, after: u64, exact: u64, length: u64) -> bool {
+    before == after && exact.saturating_sub(after) < 2 * length
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clocks_that_are_read_while_a_tick_is_counted_do_not_agree() {
+        let agrees = [(8, 8, 8), (8, 8, 15)].map(|(before, after, exact)| agree(before, after, exact, 4));
+        assert_eq!(agrees, [true; 2]);
+        let differs = [(8, 12, 12), (8, 8, 16), (8, 8, 108)];
+        assert_eq!(differs.map(|(before, after, exact)| agree(before, after, exact, 4)), [false; 3]);
+    }
 
     #[test]
     fn ticks_round_up() {
