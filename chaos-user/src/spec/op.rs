@@ -164,13 +164,13 @@ pub(super) fn unknown<'a>(
     names: impl Iterator<Item = &'a str>,
     all: &str,
 ) -> Invalid {
-    /// How much alike two names are that one may have been meant for the other.
-    const ALIKE: f64 = 0.8;
+    // One slip in a short name, and more in a longer one: a letter too many, missing, wrong, or before the one it comes after.
+    let slips = 1 + text.len() / 4;
     let mut near: Vec<_> = names
-        .map(|name| (strsim::jaro_winkler(&text.to_lowercase(), &name.to_lowercase()), name))
-        .filter(|(alike, _)| *alike >= ALIKE)
+        .map(|name| (strsim::osa_distance(&text.to_lowercase(), &name.to_lowercase()), name))
+        .filter(|(distance, name)| *distance <= slips.min(name.len() / 2))
         .collect();
-    near.sort_by(|one, other| other.0.total_cmp(&one.0));
+    near.sort_unstable();
     let near: Vec<_> = near.into_iter().take(3).map(|(_, name)| name).collect();
     Invalid::new(match &near[..] {
         [] => format!("'{text}' is no {what}; there are {all}"),
@@ -192,5 +192,7 @@ mod tests {
         assert!(said("raed").contains("read"), "{}", said("raed"));
         assert!(said("unlnk").contains("unlink"));
         assert!(said("zzz").contains("open, read, write"));
+        let said = crate::spec::parse_errno("EOI").expect_err("EOI").to_string();
+        assert_eq!(said, "'EOI' is no errno; is EIO meant?");
     }
 }
