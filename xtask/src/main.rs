@@ -4,6 +4,7 @@ mod bench;
 mod cargo;
 mod cells;
 mod demo;
+mod dist;
 mod failing;
 mod fidelity;
 mod guests;
@@ -36,6 +37,8 @@ enum Command {
     Setup,
     /// Inject packet loss into real traffic and show the figures
     Demo,
+    /// Put the program, completions for shells and the manual into one archive, target/dist/faultline-*.tar.gz
+    Dist,
     /// Run all tests: on this machine's kernel, on a guest that has it all, and what differs on the other kernels
     Test(test::Options),
     /// Run the integration tests in guests under QEMU, or a shell
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Setup => setup::run(),
         Command::Demo => demo::run(),
+        Command::Dist => dist::run(),
         Command::Test(options) => test::run(&options),
         Command::Vm(options) => guests::run(&options),
         Command::Soak(options) => soak::run(&options),

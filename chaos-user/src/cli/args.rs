@@ -1,6 +1,6 @@
 //! What can be typed.
 
-use std::{ffi::OsString, sync::Arc, time::Duration};
+use std::{ffi::OsString, path::PathBuf, sync::Arc, time::Duration};
 
 use chaos_ebpf::abi::Window;
 use clap::{
@@ -8,11 +8,13 @@ use clap::{
     builder::NonEmptyStringValueParser,
     error::{ContextKind, ContextValue, ErrorKind},
 };
+use clap_complete::Shell;
 use ipnet::IpNet;
 
 use super::{
     call_args::{DenyOptions, FailCommand, SysCommand},
     slow::FileCommand,
+    synonyms,
     time::TimeCommand,
     whom::{WhomOptions, with_everything},
 };
@@ -123,6 +125,17 @@ pub(super) enum Command {
     },
     /// Clear away what dead owners have left; every other command does so first
     Sweep,
+    /// Print a script with which a shell completes what is typed
+    Completion {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Write the pages of the manual.
+    #[command(hide = true)]
+    Manual {
+        /// Where to.
+        folder: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -350,7 +363,7 @@ pub(super) fn parse_further(groups: Vec<Group>, cli: &Cli) -> Result<Vec<FaultSp
 }
 
 fn further(group: Vec<OsString>) -> Result<Further, clap::Error> {
-    Further::try_parse_from(group).map_err(|error| {
+    synonyms::parse::<Further>(group).map_err(|error| {
         let unknown = match error.get(ContextKind::InvalidArg) {
             Some(ContextValue::String(name)) if error.kind() == ErrorKind::UnknownArgument => name,
             _ => return error,

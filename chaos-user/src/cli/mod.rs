@@ -13,14 +13,14 @@ mod owners;
 mod printer;
 mod profile;
 mod report;
+mod shell;
 mod slow;
+mod synonyms;
 mod time;
 mod verdict;
 mod whom;
 
 use std::{ffi::OsString, process::ExitCode};
-
-use clap::Parser;
 
 use crate::{
     host::{HostError, release},
@@ -84,9 +84,11 @@ impl From<Code> for ExitCode {
 /// [`CliError`], which knows how to print itself and the exit code.
 pub fn run(arguments: impl Iterator<Item = OsString>) -> Result<Code, CliError> {
     let (first, words, further) = args::split(arguments)?;
-    let cli = Cli::try_parse_from(first)?;
+    let cli: Cli = synonyms::parse(first)?;
     let further = args::parse_further(further, &cli)?;
-    release::require(release::running()?).map_err(HostError::from)?;
+    if !matches!(cli.command, Command::Completion { .. } | Command::Manual { .. }) {
+        release::require(release::running()?).map_err(HostError::from)?;
+    }
     match cli.command {
         Command::Net { fault, run } => net::run(fault.spec(words)?, further, &run),
         Command::Io { command: FileCommand::Calls(command) } => calls::run(command.typed()?),
@@ -103,6 +105,8 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> Result<Code, CliError> 
         Command::Stop { ids, all } => owners::stop(&ids, all),
         Command::Doctor { json } => doctor::run(json),
         Command::Profile { command } => profile::run(&command),
+        Command::Completion { shell } => shell::completion(shell),
+        Command::Manual { folder } => shell::manual(&folder),
         Command::Sweep => {
             probe::remove_stale();
             owners::sweep()
