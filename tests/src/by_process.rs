@@ -144,6 +144,18 @@ impl Drop for Shell {
     }
 }
 
+/// What becomes of a client's connection, and what the client then says.
+const FAULTS: &[(&[&str], &str)] =
+    &[(&["refuse"], "Connection refused"), (&["reset", "--dev", NEAR_DEVICE], "reset by peer")];
+
+/// One on the other host, and where it is.
+fn server(lab: &Lab) -> Result<(TcpListener, SocketAddr)> {
+    let at = lab.outward(Family::V4).target;
+    let server = lab.far.run(|| TcpListener::bind((at, PORT)).context("listen"))?;
+    let at = server.local_addr().context("getsockname")?;
+    Ok((server, at))
+}
+
 /// What one says whom a server answers.
 fn answered(server: &TcpListener, shell: Shell) -> Result<String> {
     let answers = std::thread::spawn({
@@ -165,15 +177,11 @@ fn answered(server: &TcpListener, shell: Shell) -> Result<String> {
 fn whom_it_begins() -> Result {
     let (lab, cgroups) = (Lab::new()?, [Cgroup::new()?, Cgroup::new()?]);
     let cgroups = cgroups.each_ref();
-    let at = lab.outward(Family::V4).target;
-    let server = lab.far.run(|| TcpListener::bind((at, PORT)).context("listen"))?;
-    let at = server.local_addr().context("getsockname")?;
-    for (words, said) in
-        [(&["refuse"][..], "Connection refused"), (&["reset", "--dev", NEAR_DEVICE], "reset by peer")]
-    {
+    let (server, at) = server(&lab)?;
+    for (words, said) in FAULTS {
         let (target, bystander) = (Shell::new(&lab, cgroups, at)?, Shell::new(&lab, cgroups, at)?);
         let pid = target.0.id().to_string();
-        let words = [&["net"], words, &["--pid", &pid]].concat();
+        let words = [&["net"], *words, &["--pid", &pid]].concat();
         let fault = Faultline::start_in(&lab.near, &words)?;
         fault.wait_event("armed", PATIENCE)?;
         let answer = target.go()?;
@@ -192,16 +200,12 @@ fn whom_it_begins() -> Result {
 fn given_again() -> Result {
     let (lab, cgroups) = (Lab::new()?, [Cgroup::new()?, Cgroup::new()?]);
     let cgroups = cgroups.each_ref();
-    let at = lab.outward(Family::V4).target;
-    let server = lab.far.run(|| TcpListener::bind((at, PORT)).context("listen"))?;
-    let at = server.local_addr().context("getsockname")?;
-    for (words, said) in
-        [(&["refuse"][..], "Connection refused"), (&["reset", "--dev", NEAR_DEVICE], "reset by peer")]
-    {
+    let (server, at) = server(&lab)?;
+    for (words, said) in FAULTS {
         let (ends, stays) = (Shell::new(&lab, cgroups, at)?, Shell::new(&lab, cgroups, at)?);
         let number = ends.0.id();
         let pids = [number, stays.0.id()].map(|pid| pid.to_string());
-        let words = [&["net"], words, &["--pid", &pids[0], "--pid", &pids[1]]].concat();
+        let words = [&["net"], *words, &["--pid", &pids[0], "--pid", &pids[1]]].concat();
         let fault = Faultline::start_in(&lab.near, &words)?;
         fault.wait_event("armed", PATIENCE)?;
         drop(ends);

@@ -34,8 +34,8 @@ extern "C" fn fl_forked(arguments: *const u64) -> i64 {
     0
 }
 
-/// `sched_process_exit`: a task that ends. With the last of its process this ends, which has its number until it is waited for: whoever
-/// gets that then is another, at once, while the kernel frees the task only in its own time.
+/// `sched_process_exit`: a task that ends, and its process with the last of its tasks. That has its number until it is waited for;
+/// from then on another may have it, while the kernel frees the task only some time later.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "raw_tp/sched_process_exit")]
 extern "C" fn fl_gone(arguments: *const u64) -> i64 {

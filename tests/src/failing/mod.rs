@@ -5,10 +5,10 @@
 
 mod errno;
 mod judge;
+mod lasting;
 mod room;
 mod scene;
 mod trace;
-mod twice;
 
 use std::{
     collections::BTreeMap,
@@ -52,7 +52,7 @@ const SLOW: &[Need] = &[Need::Root, Need::IoMax, Need::Disks, STRACE];
 const LONG: u64 = 1800;
 
 /// The tests of these files.
-pub(crate) const TESTS: &[&[Test]] = &[FAMILIES, room::TESTS, twice::TESTS];
+pub(crate) const TESTS: &[&[Test]] = &[FAMILIES, room::TESTS, lasting::TESTS];
 
 const FAMILIES: &[Test] = &[
     Test::new("failing::loss", loss).needs(PACKETS).timeout(LONG).once().waits().slow(),

@@ -55,12 +55,7 @@ fn whose_packets() -> Result {
         for whom in [["--cgroup", path], ["--unit", &unit]] {
             let words =
                 [&["net", "loss", "100%", "--dev", NEAR_DEVICE, "--netns", &place][..], &whom].concat();
-            let fault = Faultline::start(&words)?;
-            fault.wait_event("armed", PATIENCE)?;
-            let counts = [came(&hit)?, came(&spared)?];
-            fault.end()?;
-            ensure!(counts == [0, 20], "{whom:?}: {counts:?} of 20 came");
-            ensure!(came(&hit)? == 20, "{whom:?}: lost after it");
+            loses(&words, &hit, &spared)?;
         }
     }
     Ok(())
@@ -80,13 +75,19 @@ fn which_namespace() -> Result {
     for (target, bystander) in PAIRS {
         bind(&lab, target.as_bytes())?;
         bind(&other, bystander)?;
-        let fault = Faultline::start(&["net", "loss", "100%", "--dev", NEAR_DEVICE, "--netns", target])?;
-        fault.wait_event("armed", PATIENCE)?;
-        let counts = [came(&hit)?, came(&spared)?];
-        fault.end()?;
-        ensure!(counts == [0, 20], "{target:?}: {counts:?} of 20 came");
-        ensure!(came(&hit)? == 20, "{target:?}: lost after it");
+        loses(&["net", "loss", "100%", "--dev", NEAR_DEVICE, "--netns", target], &hit, &spared)?;
     }
+    Ok(())
+}
+
+/// Fails unless all that one sends is lost under this fault, none of it afterwards, and nothing of the other's.
+fn loses(words: &[&str], hit: &Probe, spared: &Probe) -> Result {
+    let fault = Faultline::start(words)?;
+    fault.wait_event("armed", PATIENCE)?;
+    let counts = [came(hit)?, came(spared)?];
+    fault.end()?;
+    ensure!(counts == [0, 20], "{words:?}: {counts:?} of 20 came");
+    ensure!(came(hit)? == 20, "{words:?}: lost after it");
     Ok(())
 }
 

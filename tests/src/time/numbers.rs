@@ -81,7 +81,8 @@ fn untouched(clock: &mut Clock, when: &str) -> Result {
     Image::check_own(clock.pid()).context(when)
 }
 
-/// It asks for more than a shell has it have, which is one for each process. All are met, all are given back their clocks by the run itself, and by its guard when it is killed.
+/// It asks for more than a shell has it have: one for each process. All are met, and all are given back their clocks, by the run
+/// itself and by its guard.
 fn few_descriptors() -> Result {
     const FEW: u64 = 100;
     const OTHERS: usize = 150;

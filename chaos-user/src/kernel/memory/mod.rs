@@ -29,7 +29,9 @@ pub enum ClockError {
     #[error("it has ended, or executes another program")]
     Gone,
     /// It is there, and cannot be written: by nobody but its tracer, if that.
-    #[error("the kernel does not let its memory be written (proc_mem.force_override)")]
+    #[error(
+        "the kernel does not let its memory be written : proc_mem.force_override forbids it, or its cgroup has no memory left for a page"
+    )]
     Unforced,
     /// A thread of the kernel's own, or one that has ended and is not waited for yet.
     #[error("it has no memory: it is the kernel's own, or has ended")]
